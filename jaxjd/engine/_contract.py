@@ -1,0 +1,55 @@
+"""How are rows of Jacobians multiplied with each other?
+
+Rows come as one array per parameter, [rows, *shape of the parameter]. Products are
+accumulated in float32 or wider, whatever the parameters are, and never in the reduced
+precision that accelerators use for float32 by default: a Gramian that is off by 1e-3
+has no dual cone left to speak of.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def accumulation_dtype(*arrays: Array) -> jnp.dtype:
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
+    """Inner products of every row of `left` with every row of `right`."""
+    dtype = accumulation_dtype(*left, *right)
+    return sum(
+        jax.lax.dot_general(
+            x.reshape(x.shape[0], -1),
+            y.reshape(y.shape[0], -1),
+            (((1,), (1,)), ((), ())),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=dtype,
+        )
+        for x, y in zip(left, right, strict=True)
+    )  # pyright: ignore[reportReturnType]
+
+
+def gramian(rows: Sequence[Array]) -> Float[Array, "m m"]:
+    """`J Jᵀ`, symmetric to the bit."""
+    return symmetric(products(rows, rows))
+
+
+def symmetric(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """The symmetric matrix with this upper triangle."""
+    return jnp.triu(upper) + jnp.triu(upper, 1).T
+
+
+def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
+    """`Jᵀ w`, in the dtypes of the rows."""
+    return [
+        jnp.tensordot(
+            weights.astype(accumulation_dtype(leaf)),
+            leaf.astype(accumulation_dtype(leaf)),
+            1,
+            precision=jax.lax.Precision.HIGHEST,
+        ).astype(leaf.dtype)
+        for leaf in rows
+    ]

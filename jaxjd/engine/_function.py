@@ -1,0 +1,189 @@
+"""How does the user's function become a pure function of flat arrays?
+
+`trace` runs the user's Python once, on abstract values, and keeps the resulting jaxpr.
+Everything that the function needs then stands in one list of arrays, its `inputs`: what
+it closed over, then its arguments. So a Jacobian can hold the function and the point
+where it is taken, leave a `jit`, and still be evaluated.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.tree_util import keystr
+from jaxtyping import Array, Float
+
+from jaxjd.engine._batch_statistics import forbid_batch_statistics
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LossFunction:
+    """A traced function from `inputs` to losses, static under `jit`.
+
+    `axes` is None for a function that returns all the losses. Otherwise the function is
+    written for one example, and `axes` says, as `jax.vmap` does, along which axis of
+    each input the examples lie (None: all examples share it).
+
+    Two traces are equal when they are traces of the same Python function on inputs of
+    the same kinds: the rule by which `jax.jit` reuses a compilation, so, as there, the
+    function must be pure. It lets a Jacobian be carried by `jax.lax.scan`.
+    """
+
+    fun: Callable
+    jaxpr: Any
+    axes: tuple[int | None, ...] | None
+    num_loss_leaves: int
+    key: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LossFunction):
+            return NotImplemented
+        return self.fun == other.fun and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash((self.fun, self.key))
+
+    @property
+    def loss_dtype(self) -> jnp.dtype:
+        leaves = self.jaxpr.outvars[: self.num_loss_leaves]
+        return jnp.result_type(*[leaf.aval.dtype for leaf in leaves])
+
+    def outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """The leaves of the losses and of the auxiliary output."""
+        consts = inputs[: len(self.jaxpr.constvars)]
+        call = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))
+        outputs = list(call(*inputs[len(consts) :]))
+        return outputs[: self.num_loss_leaves], outputs[self.num_loss_leaves :]
+
+    def all_outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """The same for all examples, with a leading axis of examples if there is one."""
+        if self.axes is None:
+            return self.outputs(inputs)
+        return jax.vmap(self.outputs, (list(self.axes),))(list(inputs))
+
+    def num_examples(self, inputs: Sequence[Array]) -> int | None:
+        if self.axes is None:
+            return None
+        axes = zip(inputs, self.axes, strict=True)
+        return next(x.shape[axis] for x, axis in axes if axis is not None)
+
+    def losses(self, inputs: Sequence[Array]) -> Float[Array, " k"]:
+        """All losses of one call in one vector: k = m, or those of one example."""
+        leaves, _ = self.outputs(inputs)
+        return jnp.concatenate([x.astype(self.loss_dtype).ravel() for x in leaves])
+
+    def all_losses(self, inputs: Sequence[Array]) -> Float[Array, " m"]:
+        """All m losses, those of the same example side by side."""
+        if self.axes is None:
+            return self.losses(inputs)
+        return jax.vmap(self.losses, (list(self.axes),))(list(inputs)).ravel()
+
+
+def is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def trace(
+    fun: Callable[..., tuple[Any, Any]],
+    args: Sequence[Any],
+    in_axes: Sequence[Any] | None,
+    *,
+    identity: Callable,
+) -> tuple[LossFunction, list[Array], tuple[int, ...], Any, Any]:
+    """Trace `fun(*args) -> (losses, aux)`.
+
+    What is not an array (a Python number, a string, a function) is passed through
+    unchanged, as `jax.grad` does.
+
+    **Arguments:**
+
+    - `in_axes`: one prefix tree of axes per argument, or None.
+    - `identity`: the user's own function, by which traces are recognised as equal.
+
+    **Returns:** the function; its inputs; for each leaf of `args` its position among
+    the inputs, or -1 if it is no array; the structures (pytrees of
+    `jax.ShapeDtypeStruct`) of the losses and of the auxiliary output of one call.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    arrays = [is_array(leaf) for leaf in leaves]
+    traced = [leaf for leaf, array in zip(leaves, arrays, strict=True) if array]
+    static = tuple(leaf for leaf, array in zip(leaves, arrays, strict=True) if not array)
+    if in_axes is None:
+        axes = None
+        examples = traced
+    else:
+        axes = flatten_axes(in_axes, args)
+        examples = [
+            jax.ShapeDtypeStruct(
+                leaf.shape if axis is None else np.delete(leaf.shape, axis), leaf.dtype
+            )
+            for leaf, axis in zip(traced, axes, strict=True)
+        ]
+
+    def flat(*traced):
+        traced_iter, static_iter = iter(traced), iter(static)
+        leaves = [next(traced_iter if array else static_iter) for array in arrays]
+        return fun(*jax.tree.unflatten(structure, leaves))
+
+    with forbid_batch_statistics(axes is not None):
+        closed, (losses, aux) = jax.make_jaxpr(flat, return_shape=True)(*examples)
+    consts = [jnp.asarray(c) if not is_array(c) else c for c in closed.consts]
+    offset = len(consts)
+    if axes is not None:
+        axes = (None,) * offset + axes
+    positions = np.where(arrays, np.cumsum(arrays) - 1 + offset, -1)
+    avals = tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
+    function = LossFunction(
+        fun=identity,
+        jaxpr=closed.jaxpr,
+        axes=axes,
+        num_loss_leaves=len(jax.tree.leaves(losses)),
+        key=(structure, static, tuple(arrays), axes, avals),
+    )
+    inputs = [jnp.asarray(x) for x in (*consts, *traced)]
+    return function, inputs, tuple(int(p) for p in positions), losses, aux
+
+
+def flatten_axes(in_axes: Sequence[Any], args: Sequence[Any]) -> tuple[int | None, ...]:
+    """One axis per array in `args`, from one prefix tree of axes per argument.
+
+    **Raises:** `ValueError` if `in_axes` does not fit the arguments, or the arguments
+    do not agree on the number of examples.
+    """
+    axes: list[int | None] = []
+    sizes: dict[str, int] = {}
+
+    def visit(position, axis, path, leaf):
+        name = f"argument {position}{keystr(path)}"
+        if axis is not None:
+            if not is_array(leaf) or not -leaf.ndim <= axis < leaf.ndim:
+                got = f"shape {leaf.shape}" if is_array(leaf) else repr(leaf)
+                raise ValueError(
+                    f"`in_axes` puts the examples of {name} on axis {axis}, but it has "
+                    f"no such axis. Got {got}."
+                )
+            sizes[name] = leaf.shape[axis]
+        if is_array(leaf):
+            axes.append(axis)
+
+    for position, (prefix, arg) in enumerate(zip(in_axes, args, strict=True)):
+        leaves = jax.tree_util.tree_leaves_with_path(arg)
+        try:
+            flat = jax.tree.broadcast(prefix, arg, is_leaf=lambda x: x is None)
+        except ValueError as error:
+            raise ValueError(
+                f"`in_axes` must be a prefix of the arguments. For argument {position} "
+                f"got {prefix!r}, the argument is {jax.tree.structure(arg)}."
+            ) from error
+        flat = jax.tree.leaves(flat, is_leaf=lambda x: x is None)
+        for axis, (path, leaf) in zip(flat, leaves, strict=True):
+            visit(position, axis, path, leaf)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"All arguments must hold the same number of examples. Got {sizes}."
+        )
+    return tuple(axes)
