@@ -1,0 +1,44 @@
+"""Jacobian descent for JAX: train against a vector of losses.
+
+>>> import jax, jax.numpy as jnp, jaxjd, optax
+>>> def losses(params):
+...     return jnp.stack([(params["w"] - 1.0) ** 2, (params["w"] + 1.0) ** 2])
+>>> params = {"w": jnp.array(3.0)}
+>>> tx = optax.chain(jaxjd.upgrad(), optax.sgd(0.1))
+>>> state = tx.init(params)
+>>> values, jac = jaxjd.value_and_jac(losses)(params)
+>>> updates, state = tx.update(jac, state, params)
+>>> params = optax.apply_updates(params, updates)
+
+Each weighting `jaxjd.weighting.NAME` has its optax transformation `jaxjd.NAME` here.
+"""
+
+import importlib
+from typing import Any
+
+from jaxjd import solvers as solvers
+from jaxjd import weighting as weighting
+from jaxjd.jacobian import Jacobian as Jacobian
+from jaxjd.jacobian import jac as jac
+from jaxjd.jacobian import value_and_jac as value_and_jac
+from jaxjd.transform import AggregateState as AggregateState
+from jaxjd.transform import PartitionState as PartitionState
+from jaxjd.transform import aggregate as aggregate
+from jaxjd.transform import aggregator as _aggregator
+from jaxjd.transform import partition as partition
+from jaxjd.weighting import Weighting as Weighting
+
+__version__ = "0.1.0"
+
+constant = _aggregator(weighting.constant)
+dualproj = _aggregator(weighting.dualproj)
+mean = _aggregator(weighting.mean)
+sum = _aggregator(weighting.sum)
+upgrad = _aggregator(weighting.upgrad)
+
+
+def __getattr__(name: str) -> Any:
+    # Flax is optional, so its part is only imported when it is asked for.
+    if name == "nnx":
+        return importlib.import_module("jaxjd.nnx")
+    raise AttributeError(f"module 'jaxjd' has no attribute {name!r}")

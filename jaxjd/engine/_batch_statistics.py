@@ -9,7 +9,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-ADVICE = (
+BATCH_STATISTICS_ADVICE = (
     "Use the running averages in the per-example function, normalise within each "
     "example (LayerNorm, GroupNorm, RMSNorm), or write the function for the whole "
     "batch and leave `in_axes` out."
@@ -38,7 +38,7 @@ def forbid_batch_statistics(per_example: bool) -> Iterator[None]:
                 raise ValueError(
                     "`fun` is written for one example (`in_axes` is given), but the "
                     f"BatchNorm {'/'.join(module.path) or module.name!r} is in training "
-                    f"mode: it would take its statistics from one example. {ADVICE}"
+                    f"mode: it would take its statistics from one example. {BATCH_STATISTICS_ADVICE}"
                 )
         return call(*args, **kwargs)
 

@@ -1,0 +1,192 @@
+"""How is a flax.nnx model differentiated, with its random streams and statistics?
+
+nnx models hold what they learn next to what they merely keep: keys of random streams,
+running averages. Only the former are differentiated; the latter go through the function
+once and are written back into the model, as `nnx.value_and_grad` does.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr
+from jaxtyping import Array, Int
+
+from jaxjd import jacobian
+from jaxjd.engine import BATCH_STATISTICS_ADVICE
+
+try:
+    from flax import nnx
+except ImportError as error:
+    raise ImportError(
+        "`jaxjd.nnx` needs flax. Install it with `pip install 'jaxjd[flax]'`."
+    ) from error
+
+
+class Jacobian(nnx.Module):
+    """A [`jaxjd.Jacobian`][] in the form in which `nnx.Optimizer` takes gradients.
+
+    `nnx.Optimizer.update` keeps of the gradients only the variables of the type that it
+    optimises, so the Jacobian travels as the value of such a variable. It has the
+    methods of [`jaxjd.Jacobian`][]; their trees of parameters are `nnx.State`.
+    """
+
+    def __init__(self, jacobian: jacobian.Jacobian, variable: type[nnx.Variable]):
+        self.jacobian = variable(jacobian)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _PUBLIC:  # Only asked for what a Module does not have itself.
+            return getattr(self.jacobian.get_value(), name)
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+
+_PUBLIC = {name for name in vars(jacobian.Jacobian) if not name.startswith("_")}
+
+
+@dataclasses.dataclass(frozen=True)
+class PureLosses:
+    """An nnx loss function as a pure one: equal if function and model are."""
+
+    fun: Callable[..., Any]
+    graph: nnx.GraphDef
+    wrt: type[nnx.Variable]
+    position: int
+    per_example: bool
+    has_aux: bool
+
+    def __call__(
+        self, params: nnx.State, kept: nnx.State, example: Int[Array, ""], *args: Any
+    ) -> tuple[Any, Any]:
+        given = own_keys(kept, example) if self.per_example else kept
+        before = values(given)  # The model may share its variables with the state.
+        model = nnx.merge(self.graph, params, given)
+        output = self.fun(*args[: self.position], model, *args[self.position :])
+        losses, aux = jacobian.split_aux(output) if self.has_aux else (output, None)
+        _, _, left = nnx.split(model, self.wrt, ...)
+        if self.per_example:
+            check_unchanged(before, values(left))
+        return losses, (aux, left)
+
+
+def value_and_jac(
+    fun: Callable[..., Any],
+    argnums: int = 0,
+    *,
+    wrt: type[nnx.Variable] = nnx.Param,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool = False,
+    method: jacobian.Method = "auto",
+    chunk_size: int | None = None,
+) -> Callable[..., tuple[Any, Jacobian]]:
+    """Evaluate the losses of an nnx model and their Jacobian: `nnx.value_and_grad`.
+
+    The model's other variables are written back once: running averages if the function
+    returns all the losses, and the counts of random streams. In a per-example function
+    every example draws its own random numbers, and nothing else may be written.
+
+    **Arguments:**
+
+    - `fun`: as in [`jaxjd.value_and_jac`][], with a model among its arguments.
+    - `argnums`: the position of the model.
+    - `wrt`: the type of the variables to differentiate, the same that is given to
+      `nnx.Optimizer`.
+    - `in_axes`, `has_aux`, `method`, `chunk_size`: as in [`jaxjd.value_and_jac`][].
+
+    **Returns:** a function that takes the arguments of `fun` and returns the losses (or
+    the pair of losses and auxiliary output) and a [`jaxjd.nnx.Jacobian`][], which
+    `nnx.Optimizer.update` takes in the place of gradients.
+
+    **Raises:** as [`jaxjd.value_and_jac`][]; `TypeError` if the differentiated argument
+    is no nnx model or `wrt` no type of variables; `ValueError` if a per-example
+    function writes anything but random streams, batch statistics in particular.
+    """
+    if not isinstance(wrt, type) or not issubclass(wrt, nnx.Variable):
+        raise TypeError(
+            f"`wrt` must be a type of variables, such as `nnx.Param`. Got {wrt!r}."
+        )
+    if not isinstance(argnums, int):
+        raise TypeError(f"`argnums` must be the position of the model. Got {argnums!r}.")
+
+    @functools.wraps(fun)
+    def value_and_jac_fun(*args: Any) -> tuple[Any, Jacobian]:
+        (position,) = jacobian.check_argnums((argnums,), len(args))
+        axes = jacobian.check_in_axes(in_axes, (position,), len(args))
+        model = args[position]
+        if not isinstance(model, nnx.Module):
+            raise TypeError(
+                f"Argument {position} of `fun` must be an nnx.Module. Got "
+                f"{type(model).__name__}."
+            )
+        others = args[:position] + args[position + 1 :]
+        graph, params, kept = nnx.split(model, wrt, ...)
+        pure = PureLosses(fun, graph, wrt, position, axes is not None, has_aux)
+        example = jnp.array(0)
+        if axes is not None:
+            other_axes = axes[:position] + axes[position + 1 :]
+            example = jnp.arange(num_examples(others, other_axes))
+            axes = (None, None, 0, *other_axes)
+        (losses, (aux, left)), jac = jacobian.value_and_jac(
+            pure, in_axes=axes, has_aux=True, method=method, chunk_size=chunk_size
+        )(nnx.pure(params), kept, example, *others)
+        if axes is not None:
+            # Keys were made per example, counts are the same for all.
+            left = jax.tree.map(lambda x: x[0], left)
+            left = nnx.filter_state(left, nnx.RngCount)
+        nnx.update(model, left)
+        return ((losses, aux) if has_aux else losses), Jacobian(jac, wrt)
+
+    return value_and_jac_fun
+
+
+def num_examples(args: Sequence[Any], in_axes: Sequence[Any]) -> int:
+    """The length of the first mapped axis; the engine compares it with the others."""
+    sizes: list[int] = []
+
+    def visit(axis: int | None, subtree: Any) -> None:
+        if axis is not None:
+            sizes.extend(leaf.shape[axis] for leaf in jax.tree.leaves(subtree))
+
+    jax.tree.map(visit, tuple(in_axes), tuple(args), is_leaf=lambda x: x is None)
+    return sizes[0]
+
+
+def own_keys(kept: nnx.State, example: Int[Array, ""]) -> nnx.State:
+    """The variables with keys that belong to one example."""
+
+    def fold_in(variable: Any) -> Any:
+        if isinstance(variable, nnx.RngKey):
+            return variable.replace(jax.random.fold_in(variable.get_value(), example))
+        return variable
+
+    return jax.tree.map(fold_in, kept, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def values(state: nnx.State) -> dict[str, tuple[type[nnx.Variable], list[Any]]]:
+    """The type and the arrays of every variable, by its path."""
+    variables = jax.tree_util.tree_leaves_with_path(
+        state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+    return {keystr(path): (type(x), jax.tree.leaves(x)) for path, x in variables}
+
+
+def check_unchanged(
+    before: dict[str, tuple[type[nnx.Variable], list[Any]]],
+    after: dict[str, tuple[type[nnx.Variable], list[Any]]],
+) -> None:
+    """**Raises:** `ValueError` if more than the counts of random streams was written."""
+    for name, (variable, leaves) in after.items():
+        _, known = before.get(name, (variable, []))
+        same = len(known) == len(leaves) and all(map(operator.is_, known, leaves))
+        if same or issubclass(variable, nnx.RngCount):
+            continue
+        advice = "Return it as auxiliary output."
+        if issubclass(variable, nnx.BatchStat):
+            advice = BATCH_STATISTICS_ADVICE
+        raise ValueError(
+            "`fun` is written for one example (`in_axes` is given), but it writes the "
+            f"model's {variable.__name__} at {name}, which all examples share. {advice}"
+        )

@@ -1,0 +1,95 @@
+"""Is what an aggregator was given really a Jacobian?
+
+An ordinary gradient would pass for a Jacobian wherever its first axis happens to be as
+long as the number of losses, and a wrongly shaped update would come out in silence. So
+stacked gradients are compared with the parameters.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import keystr
+from jaxtyping import Array, Float, PyTree
+
+from jaxjd._misuse import guard
+from jaxjd.engine import Dense
+from jaxjd.jacobian import Jacobian, Losses, Parameters
+
+
+def as_jacobian(
+    updates: Jacobian | PyTree[Float[Array, "m ..."]], params: optax.Params | None
+) -> Jacobian:
+    """The Jacobian in what `update` was given.
+
+    **Raises:** `ValueError` or `TypeError`, see [`jaxjd.aggregate`][].
+    """
+    # A container that holds nothing but a Jacobian is how flax.nnx hands it over.
+    held = jax.tree.leaves(updates, is_leaf=lambda x: isinstance(x, Jacobian))
+    if len(held) == 1 and isinstance(held[0], Jacobian):
+        jacobian = held[0]
+        if params is not None:
+            jacobian.parameters.flatten("params", params)
+        return jacobian
+    return stacked(updates, params)
+
+
+def stacked(
+    updates: PyTree[Float[Array, "m ..."]], params: optax.Params | None
+) -> Jacobian:
+    """The Jacobian whose rows are stacked along the first axis of every leaf."""
+    if params is None:
+        raise ValueError(
+            "`params` must be given to `update` along with stacked gradients, to tell "
+            "them from an ordinary gradient: `tx.update(updates, state, params)`."
+        )
+    masked = jax.tree.leaves(
+        (updates, params), is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+    )
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in masked):
+        raise ValueError(
+            "`updates` lack some of the parameters: this aggregator is inside "
+            "`optax.masked` or `optax.partition`, which leave the rows of the other "
+            "parameters as they are. Use `jaxjd.partition`, with an aggregator for "
+            "every group, or `jaxjd.aggregate(weighting, wrt=mask)`."
+        )
+    leaves, structure = jax.tree.flatten(updates)
+    if not leaves:
+        raise ValueError(
+            "`updates` must be a Jacobian or gradients with a leading axis of losses. "
+            f"Got {updates!r}, without an array in it. With `nnx.Optimizer`, use "
+            "`jaxjd.nnx.value_and_jac`."
+        )
+    if structure != jax.tree.structure(params):
+        raise ValueError(
+            f"`updates` must be structured like the parameters, "
+            f"{jax.tree.structure(params)}. Got {structure}."
+        )
+    m = jnp.shape(leaves[0])[:1]
+    named = jax.tree_util.tree_leaves_with_path(updates)
+    for (path, leaf), param in zip(named, jax.tree.leaves(params), strict=True):
+        where = keystr(path) or "the only leaf"
+        expected = (*(m or ("m",)), *jnp.shape(param))
+        if jnp.shape(leaf) != expected:
+            ordinary = jnp.shape(leaf) == jnp.shape(param)
+            raise ValueError(
+                "`updates` must have a leading axis of losses and then the shape of "
+                f"the parameter, {expected} at {where}. Got {jnp.shape(leaf)}"
+                f"{', an ordinary gradient' if ordinary else ''}."
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                "`updates` must be real floating-point arrays. Got "
+                f"{jnp.result_type(leaf)} at {where}."
+            )
+    if m == (0,):
+        raise ValueError("`updates` must hold at least one loss. Got an empty axis.")
+    return Jacobian(
+        guard(),
+        Dense([jnp.asarray(leaf) for leaf in leaves]),
+        Losses(jax.tree.structure(0), (m,), None),
+        Parameters(
+            structure,
+            tuple(leaf.shape[1:] for leaf in leaves),
+            tuple(range(len(leaves))),
+        ),
+    )

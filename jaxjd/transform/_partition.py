@@ -1,0 +1,110 @@
+"""How do groups of parameters get an aggregator each?"""
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import PyTree
+from optax.experimental import aggregating
+
+from jaxjd.transform._as_jacobian import as_jacobian
+
+
+class PartitionState(NamedTuple):
+    """`groups`: the state of every group's transformation, by label."""
+
+    groups: dict[Hashable, optax.OptState]
+
+
+def partition(
+    transforms: Mapping[Hashable, optax.GradientTransformation],
+    labels: PyTree[Hashable] | Callable[[optax.Params], PyTree[Hashable]],
+) -> aggregating.Aggregator:
+    """Aggregate each group of parameters by itself, as `optax.partition` optimises.
+
+    Every group has its own Gramian. For multi-task learning with a shared trunk,
+    `jaxjd.partition({"trunk": jaxjd.upgrad(), "heads": jaxjd.sum()}, labels)` settles
+    conflicts where there are any, and gives each head the gradient of its own task.
+
+    **Arguments:**
+
+    - `transforms`: for each label an aggregator, or a chain that starts with one.
+    - `labels`: a pytree of labels like the parameters or a prefix of them, or a
+      function from the parameters to one.
+
+    **Raises:** when `init` or `update` is traced, `ValueError` if a label has no
+    transformation or the labels do not fit the parameters; and as
+    [`jaxjd.aggregate`][].
+    """
+    transforms = {
+        label: optax.with_extra_args_support(transform)
+        for label, transform in transforms.items()
+    }
+
+    def labels_of(params: optax.Params) -> list[Hashable]:
+        tree = labels(params) if callable(labels) else labels
+        try:
+            tree = jax.tree.broadcast(tree, params)
+        except ValueError as error:
+            raise ValueError(
+                "`labels` must be structured like the parameters or a prefix of them, "
+                f"{jax.tree.structure(params)}. Got {jax.tree.structure(tree)}."
+            ) from error
+        flat = jax.tree.leaves(tree)
+        unknown = set(flat) - set(transforms)
+        if unknown:
+            raise ValueError(
+                "`labels` must be among the keys of `transforms`, "
+                f"{list(transforms)}. Got {sorted(map(str, unknown))}."
+            )
+        return flat
+
+    def only(params: optax.Params, chosen: list[bool]) -> optax.Params:
+        leaves, structure = jax.tree.flatten(params)
+        kept = [
+            leaf if keep else optax.MaskedNode()
+            for leaf, keep in zip(leaves, chosen, strict=True)
+        ]
+        return jax.tree.unflatten(structure, kept)
+
+    def init_fn(params: optax.Params) -> PartitionState:
+        flat = labels_of(params)
+        return PartitionState(
+            {
+                label: transform.init(only(params, [x == label for x in flat]))
+                for label, transform in transforms.items()
+            }
+        )
+
+    def update_fn(
+        updates: Any,
+        state: PartitionState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, PartitionState]:
+        if params is None:
+            raise ValueError(optax.NO_PARAMS_MSG)
+        jacobian = as_jacobian(updates, params)
+        flat = labels_of(params)
+        structure = jax.tree.structure(params)
+        merged: list[Any] = [None] * len(flat)
+        groups = dict(state.groups)
+        for label, transform in transforms.items():
+            chosen = [x == label for x in flat]
+            if not any(chosen):
+                continue
+            group, groups[label] = transform.update(
+                jacobian.restrict(jax.tree.unflatten(structure, chosen)),
+                state.groups[label],
+                only(params, chosen),
+                **extra_args,
+            )
+            leaves = structure.flatten_up_to(group)
+            merged = [
+                leaf if keep else before
+                for leaf, keep, before in zip(leaves, chosen, merged, strict=True)
+            ]
+        return jax.tree.unflatten(structure, merged), PartitionState(groups)
+
+    return aggregating.Aggregator(init_fn, update_fn)

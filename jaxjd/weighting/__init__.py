@@ -1,0 +1,16 @@
+"""From the Gramian of the losses to their weights, one method per file.
+
+>>> import jax.numpy as jnp
+>>> import jaxjd
+>>> jacobian = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+>>> weighting = jaxjd.weighting.mean()
+>>> weighting(jacobian @ jacobian.T)
+Array([0.5, 0.5], dtype=float32)
+"""
+
+from jaxjd.weighting._constant import constant as constant
+from jaxjd.weighting._dualproj import dualproj as dualproj
+from jaxjd.weighting._mean import mean as mean
+from jaxjd.weighting._sum import sum as sum
+from jaxjd.weighting._upgrad import upgrad as upgrad
+from jaxjd.weighting._weighting import Weighting as Weighting

@@ -1,0 +1,40 @@
+"""DualProj: average the gradients, then project onto the dual cone of all of them."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Array, Float
+
+from jaxjd.solvers import project_dual_cone
+from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._weighting import Weighting, check_vector, stateless
+
+
+def dualproj(
+    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    *,
+    norm_eps: float | None = None,
+    reg_eps: float | None = None,
+) -> Weighting:
+    r"""Weights of the projection of the mean gradient onto the dual cone.
+
+    $w = \operatorname{argmin}_{v \succeq u} v^\top G v$ with the preference $u$: among
+    the updates that conflict with no loss, $J^\top w$ is the closest to $J^\top u$.
+
+    **Arguments:** and **Raises:** as [`jaxjd.weighting.upgrad`][].
+
+    **Reference:** Lopez-Paz & Ranzato (2017), arXiv:1706.08840, equation 11, where it
+    constrains the gradient of the current task; Quinton & Rey (2024),
+    arXiv:2406.16232, section 4, for the mean gradient.
+    """
+    checked = preference
+    if preference is not None:
+        checked = check_vector("preference", preference, nonnegative=True)
+
+    def dualproj_weights(gramian, mask):
+        preferred = preference_or_mean(checked, gramian, mask)
+        projected = project_dual_cone(
+            preferred, gramian, norm_eps=norm_eps, reg_eps=reg_eps
+        )
+        return projected.solution
+
+    return stateless(dualproj_weights)

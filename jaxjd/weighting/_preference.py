@@ -1,0 +1,22 @@
+"""What does a preference vector default to, and what if losses are missing?"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxjd.weighting._mean import mean_weights
+from jaxjd.weighting._weighting import check_length
+
+
+def preference_or_mean(
+    preference: Float[Array, " m"] | None,
+    gramian: Float[Array, "m m"],
+    mask: Bool[Array, " m"],
+) -> Float[Array, " m"]:
+    """The preference of the losses that are present, 1 / their number by default.
+
+    **Raises:** `ValueError` if there is not one entry per loss.
+    """
+    if preference is None:
+        return mean_weights(gramian, mask)
+    given = check_length("preference", preference, gramian.shape[0])
+    return jnp.where(mask, given.astype(gramian.dtype), 0)

@@ -1,0 +1,12 @@
+"""Sum: the gradient of the sum of the losses, of each task for its own parameters."""
+
+from jaxjd.weighting._weighting import Weighting, stateless
+
+
+def sum() -> Weighting:
+    """Weights $w_i = 1$: the gradient of the summed losses.
+
+    For a part of the parameters that only one loss depends on, such as the head of a
+    task, this is the gradient of that loss.
+    """
+    return stateless(lambda gramian, mask: mask.astype(gramian.dtype))

@@ -1,0 +1,51 @@
+"""UPGrad: project every gradient onto the dual cone of all of them, then average."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxjd.solvers import project_dual_cone
+from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._weighting import Weighting, check_vector, stateless
+
+
+def upgrad(
+    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    *,
+    norm_eps: float | None = None,
+    reg_eps: float | None = None,
+) -> Weighting:
+    r"""Weights of UPGrad: the update $J^\top w$ conflicts with no loss.
+
+    $w = \sum_i w_i$, where $w_i = \operatorname{argmin}_{v \succeq u_i e_i} v^\top G v$
+    and $u$ is the preference: $J^\top w_i$ is the projection of $u_i g_i$, the i-th
+    gradient, onto the dual cone of all the gradients. Each $G w_i \succeq 0$, hence so
+    is $G w$: to first order no loss increases.
+
+    **Arguments:**
+
+    - `preference`: $u \succeq 0$, m numbers. By default $1/m$ for each loss.
+    - `norm_eps`, `reg_eps`: how the Gramian is regularised. See
+      [`jaxjd.solvers.project_dual_cone`][]; by default as little as its precision
+      bears. `norm_eps=1e-4, reg_eps=1e-4` gives TorchJD's weights, which conflict
+      when the norms of gradients differ by 100 times.
+
+    **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
+    nonnegative reals, or an `eps` is negative, and, when used, `ValueError` if the
+    preference has not m entries.
+
+    **Reference:** Quinton & Rey (2024), arXiv:2406.16232, equation 5 and Proposition 1.
+    """
+    checked = preference
+    if preference is not None:
+        checked = check_vector("preference", preference, nonnegative=True)
+
+    def upgrad_weights(gramian, mask):
+        preferred = preference_or_mean(checked, gramian, mask)
+        projected = project_dual_cone(
+            jnp.diag(preferred), gramian, norm_eps=norm_eps, reg_eps=reg_eps
+        )
+        return projected.solution.sum(axis=0)
+
+    return stateless(upgrad_weights)
