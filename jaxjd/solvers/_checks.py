@@ -1,0 +1,17 @@
+"""What is refused as a Gramian, and in which precision is it solved?"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def as_gramian(gramian) -> Float[Array, "m m"]:
+    """Check a Gramian's shape and type; widen what is narrower than float32."""
+    G = jnp.asarray(gramian)
+    if G.ndim != 2 or G.shape[0] != G.shape[1] or G.shape[0] == 0:
+        raise ValueError(
+            f"`gramian` must be a square matrix, [m, m] with m >= 1. Got {G.shape}."
+        )
+    if not jnp.issubdtype(G.dtype, jnp.floating):
+        raise TypeError(f"`gramian` must have a real floating type. Got {G.dtype}.")
+    # Not jnp.promote_types, which keeps the weak type of a Python number.
+    return G.astype(jnp.float64 if G.dtype == jnp.float64 else jnp.float32)

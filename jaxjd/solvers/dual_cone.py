@@ -1,0 +1,187 @@
+"""What is the projection onto the dual cone of the gradients, at any scale?"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Real
+
+from jaxjd.solvers._apg import apg
+from jaxjd.solvers._certificate import Certificate, certify
+from jaxjd.solvers._checks import as_gramian
+from jaxjd.solvers._face_cg import default_ridge, face_cg, matmul
+from jaxjd.solvers._implicit import differentiable
+from jaxjd.solvers._scaling import normalise_and_regularise, unit_diagonal
+
+
+class DualConeProjection(NamedTuple):
+    """What [`jaxjd.solvers.project_dual_cone`][] returns."""
+
+    solution: Float[Array, "... m"]
+    """The weights v of the projections."""
+    certificate: Certificate
+    """How well they solve their problem, one number for each row of u."""
+
+
+def project_dual_cone(
+    u: Real[Array, "... m"],
+    gramian: Float[Array, "m m"],
+    *,
+    norm_eps: float | None = None,
+    reg_eps: float | None = None,
+    initial: Float[Array, "... m"] | None = None,
+    method: Literal["face_cg", "apg"] = "face_cg",
+    max_iterations: int | None = None,
+) -> DualConeProjection:
+    r"""The weights of the projection of $J^\top u$ onto the dual cone of the rows of J.
+
+    For each row u, $v = \operatorname{argmin}_v v^\top G v$ subject to $v \succeq u$.
+    $J^\top v$ is the vector closest to $J^\top u$ that conflicts with no row of J:
+    $Gv \succeq 0$. All rows of u are solved together; an iteration is one matrix
+    product, of u's shape by G.
+
+    By default the problem is solved as it stands, in the coordinates in which the
+    gradients have norm 1, so that neither the scale of G nor the spread of the norms
+    matters. A ridge of $4 \sqrt m$ units of rounding makes G definite and is then
+    removed again by proximal steps. Where G is singular v need not be unique, but
+    $J^\top v$ is. Where a gradient is zero, $v_j = u_j$.
+
+    Given `reg_eps`, the problem is instead that of
+    $G / \operatorname{trace}(G) + \texttt{reg\_eps}\, I$. It conflicts with gradients
+    whose norm is small beside that of others; `norm_eps=1e-4, reg_eps=1e-4` are
+    TorchJD's defaults.
+
+    Differentiable in reverse mode with respect to `u` and `gramian`, by implicit
+    differentiation; a derivative exists where no index has both $v_j = u_j$ and
+    $(Gv)_j = 0$. The certificate is not differentiable.
+
+    **Arguments:**
+
+    - `u`: lower bounds of the weights, any number of rows, any sign.
+    - `gramian`: $G = J J^\top$. Must be symmetric positive semidefinite; this is not
+      checked. Float32 or float64, in which the problem is solved; narrower types are
+      solved in float32.
+    - `norm_eps`: with `reg_eps`, the trace below which G counts as zero. `None` or 0:
+      never.
+    - `reg_eps`: the regularisation of the normalised Gramian. With 0, or one that is
+      lost in the precision, a singular Gramian may not converge: leave it `None`.
+    - `initial`: where to start, shaped like `u` or broadcast to it: the solution of a
+      problem that is nearly the same. Does not change the solution.
+    - `method`: `"face_cg"`, or `"apg"`: accelerated projected gradient, the plain
+      method, slower and less accurate.
+    - `max_iterations`: by default 2,000 (`"apg"`: 20,000), several times what was seen.
+
+    **Returns:** v, shaped like `u`, in the precision of the solver, and its
+    [`jaxjd.solvers.Certificate`][]. NaN or infinity in G gives NaN; in a row of u, NaN
+    in this row.
+
+    **Raises:** `ValueError` or `TypeError` if the last axis of `u` or the shape of
+    `initial` does not fit a square `gramian` of real floats, an `eps` is negative,
+    `norm_eps` comes without `reg_eps`, `method` is unknown or `max_iterations` is below
+    1.
+
+    **Reference:** Quinton & Rey (2024), arXiv:2406.16232, Proposition 1.
+    """
+    G = as_gramian(gramian)
+    m = G.shape[0]
+    if jnp.ndim(u) == 0 or jnp.shape(u)[-1] != m:
+        raise ValueError(
+            f"`u` must have shape (..., {m}), as `gramian` has shape {G.shape}. "
+            f"Got {jnp.shape(u)}."
+        )
+    if jnp.issubdtype(jnp.result_type(u), jnp.complexfloating):
+        raise TypeError(f"`u` must be real. Got {jnp.result_type(u)}.")
+    _check_options(norm_eps, reg_eps, method, max_iterations)
+    shape = jnp.shape(u)
+    u = jnp.asarray(u).astype(G.dtype).reshape(-1, m)
+    if initial is not None:
+        initial = _broadcast_initial(initial, shape).astype(G.dtype).reshape(-1, m)
+    weights, certificate = _project_rows(
+        u,
+        G,
+        initial,
+        norm_eps=norm_eps,
+        reg_eps=reg_eps,
+        method=method,
+        max_iterations=max_iterations,
+    )
+    certificate = Certificate(
+        *(a if a.ndim == 0 else a.reshape(shape[:-1]) for a in certificate)
+    )
+    return DualConeProjection(weights.reshape(shape), certificate)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("norm_eps", "reg_eps", "method", "max_iterations")
+)
+def _project_rows(u, G, initial, *, norm_eps, reg_eps, method, max_iterations):
+    """The weights and the certificate for rows u of shape [k, m]."""
+    m, dtype = G.shape[0], G.dtype
+
+    # A regularised Gramian is definite; one that is not needs the standing ridge.
+    H, ridge = G, default_ridge(m, dtype)
+    if reg_eps is not None:
+        H, ridge = normalise_and_regularise(G, norm_eps or 0.0, reg_eps), 0.0
+    scaled = unit_diagonal(H)
+
+    # Row by row: `size` makes the largest bound 1. The solution is homogeneous in it.
+    b = u * scaled.norms[None, :]
+    size = lax.stop_gradient(jnp.max(jnp.abs(b), axis=-1, keepdims=True))
+    size = jnp.where(size == 0, 1, size)
+    b = b / size
+    # By default from max(u, 0): where u is negative, this is already feasible.
+    x0 = jnp.maximum(-b, 0)
+    if initial is not None:
+        x0 = (initial - u) * scaled.norms[None, :] / size
+        x0 = jnp.where(jnp.isfinite(x0), jnp.maximum(x0, 0), 0)
+
+    # With half of eps sqrt(m) the last step is as large as the rounding of a product.
+    tolerance = 0.5 * float(jnp.finfo(dtype).eps) * m**0.5
+    if method == "face_cg":
+        solver = functools.partial(
+            face_cg, ridge=ridge, max_iterations=max_iterations or 2_000
+        )
+    else:
+        solver = functools.partial(apg, max_iterations=max_iterations or 20_000)
+    solve = differentiable(functools.partial(solver, tolerance=tolerance))
+    result = solve(scaled.C, b, lax.stop_gradient(x0))
+
+    # Not left to the loop: with m = 1 it has nothing to do, and would not notice.
+    valid = jnp.all(jnp.isfinite(G)) & jnp.all(jnp.isfinite(u), axis=-1)
+    x = jnp.where(valid[:, None], result.x, jnp.nan)
+    v = u + x * size * scaled.inverse_norms[None, :]
+    certificate = _certificate(scaled.C, b, x, result.finished, result.iterations)
+    return v, certificate
+
+
+def _certificate(C, b, x, finished, iterations) -> Certificate:
+    C, b, x = lax.stop_gradient((C, b, x))
+    y = matmul(b + x, C)
+    return certify(C, b, x, y, finished=finished, iterations=iterations)
+
+
+def _check_options(norm_eps, reg_eps, method, max_iterations):
+    for name, value in (("norm_eps", norm_eps), ("reg_eps", reg_eps)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"`{name}` must be nonnegative or None. Got {value}.")
+    if norm_eps is not None and reg_eps is None:
+        raise ValueError(
+            "`norm_eps` has no meaning without `reg_eps`: the default works at any "
+            f"scale. Got norm_eps={norm_eps}; give `reg_eps` too, or neither."
+        )
+    if method not in ("face_cg", "apg"):
+        raise ValueError(f"`method` must be 'face_cg' or 'apg'. Got {method!r}.")
+    if max_iterations is not None and max_iterations < 1:
+        raise ValueError(f"`max_iterations` must be at least 1. Got {max_iterations}.")
+
+
+def _broadcast_initial(initial, shape):
+    try:
+        return jnp.broadcast_to(jnp.asarray(initial), shape)
+    except ValueError:
+        raise ValueError(
+            f"`initial` must be broadcastable to the shape of `u`, {shape}. "
+            f"Got {jnp.shape(initial)}."
+        ) from None
