@@ -1,0 +1,63 @@
+"""What is computed once? The forward pass, and a backward pass per loss of an example.
+
+The backward pass goes to the perturbations, not to the parameters: it yields the
+cotangents of activations, and the weight gradients that end an ordinary backward pass
+are never computed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxjd.engine.structured._plan import Plan, walked
+from jaxjd.engine.structured._walk import Walk, perturb
+
+
+class Pass(NamedTuple):
+    """What the passes leave behind, for m examples of k losses each.
+
+    - `recorded`: per use the other operands, [m, *levels, *shape].
+    - `cotangents`: per use those of the results, [m, k, *levels, *shape].
+    - `direct`: per parameter that is perturbed itself its gradients, [m, k, *shape].
+    """
+
+    recorded: list[tuple[Array, ...]]
+    cotangents: list[Array]
+    direct: dict[int, Array]
+
+
+def both_passes(
+    plan: Plan, inputs: Sequence[Array]
+) -> tuple[tuple[list[Array], list[Array]], Pass]:
+    """The losses and the other outputs of all examples, and what the passes leave."""
+    function = plan.function
+    dtype = function.loss_dtype
+
+    def one(inputs):
+        def outputs(perturbations, direct):
+            walk = Walk(perturbations)
+            perturbed = {n: perturb(inputs[n], direct[n]) for n in direct}
+            losses, others = walked(function, plan.argnums, inputs, perturbed, walk)
+            flat = jnp.concatenate([x.astype(dtype).ravel() for x in losses])
+            return flat, ((losses, others), walk.recorded)
+
+        zeros = [
+            jnp.zeros(u.perturbation.shape, u.perturbation.dtype) for u in plan.uses
+        ]
+        direct = {n: jnp.zeros_like(inputs[n]) for n in plan.direct}
+        flat, pullback, (values, recorded) = jax.vjp(
+            outputs, zeros, direct, has_aux=True
+        )
+        if flat.size == 1:  # One loss per example: no axis to batch over.
+            gradients = jax.tree.map(lambda x: x[None], pullback(jnp.ones_like(flat)))
+        else:
+            gradients = jax.vmap(pullback)(jnp.eye(flat.size, dtype=dtype))
+        return values, Pass(recorded, *gradients)
+
+    if function.axes is None:
+        values, passes = one(inputs)
+        return values, jax.tree.map(lambda x: x[None], passes)
+    return jax.vmap(one, (list(function.axes),))(list(inputs))

@@ -1,0 +1,157 @@
+"""How do the uses of one parameter become inner products of its gradients?
+
+All uses of a parameter come in one form, `gradient[b, i, o] = Σ_t left[b, t, i] ·
+right[b, t, o]`, for each of m examples and k losses. Two ways lead to the products of
+the gradients of all pairs:
+
+- by pairs: `Σ_b Σ_ts ⟨left_t, left_s⟩ ⟨right_t, right_s⟩`, over all pairs of positions
+  of all pairs of examples, without any gradient in memory;
+- by rows: form the gradients of this one parameter, and multiply them.
+
+`choose` says which, from the shapes alone.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxjd.engine import _contract
+from jaxjd.engine.structured._rules import Sizes
+
+Contraction = Literal["pairs", "rows"]
+
+# How many multiplications and additions a core does while it moves one byte to or from
+# memory. Of processors in use it is 5 to 20, and no choice that matters hangs on it.
+FLOPS_PER_BYTE = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a contraction takes: floating-point operations, and bytes moved."""
+
+    flops: int
+    bytes: int
+
+    @property
+    def time(self) -> int:
+        return self.flops + FLOPS_PER_BYTE * self.bytes
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["left", "right"],
+    meta_fields=["num_inputs"],
+)
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """All uses of a parameter that have the same form, for m examples and k losses.
+
+    `left` is [m, b, t, i], or the integers [m, b, t] of one-hot rows. `right` is
+    [m, k, b, t, o].
+    """
+
+    left: Float[Array, "m b t i"] | Int[Array, "m b t"]
+    right: Float[Array, "m k b t o"]
+    num_inputs: int
+
+    @property
+    def one_hot(self) -> bool:
+        return self.left.ndim == 3
+
+    @property
+    def num_rows(self) -> int:
+        return self.right.shape[0] * self.right.shape[1]
+
+    def sizes(self) -> Sizes:
+        _, _, b, t, o = self.right.shape
+        return Sizes(b, t, self.num_inputs, o)
+
+
+def joined(uses: Sequence[Factors]) -> Factors:
+    """Several uses add up: more positions."""
+    if len(uses) == 1:
+        return uses[0]
+    return Factors(
+        jnp.concatenate([use.left for use in uses], axis=2),
+        jnp.concatenate([use.right for use in uses], axis=3),
+        uses[0].num_inputs,
+    )
+
+
+def costs(
+    sizes: Sizes, num_examples: int, num_losses: int, one_hot: bool, itemsize: int = 4
+) -> dict[Contraction, Cost]:
+    """What each way takes, for m examples of k losses each."""
+    b, t, i, o = sizes.b, sizes.t, sizes.i, sizes.o
+    places, rows = num_examples * t, num_examples * num_losses
+    pairs = (places**2, (rows * t) ** 2)
+    if one_hot:  # Comparing indices is no arithmetic, and neither is scattering.
+        by_pairs = 2 * b * pairs[1] * (1 + o)
+        form, read = rows * b * t * o, places
+    else:
+        by_pairs = 2 * b * (pairs[0] * i + pairs[1] * (1 + o))
+        form, read = 2 * rows * b * t * i * o, places * b * i
+    gradients = rows * b * i * o
+    read += rows * b * t * o
+    return {
+        "pairs": Cost(by_pairs, itemsize * (read + b * sum(pairs))),
+        "rows": Cost(form + 2 * rows * gradients, itemsize * (read + 3 * gradients)),
+    }
+
+
+def choose(
+    sizes: Sizes, num_examples: int, num_losses: int, one_hot: bool
+) -> Contraction:
+    """The cheaper way, by operations and bytes."""
+    of = costs(sizes, num_examples, num_losses, one_hot)
+    return min(of, key=lambda way: of[way].time)
+
+
+def rows(factors: Factors) -> Float[Array, "m k b i o"]:
+    """The gradients themselves, float32 or wider."""
+    left, right = factors.left, factors.right
+    dtype = _contract.accumulation_dtype(right)
+    if factors.one_hot:
+        scatter = partial(jax.ops.segment_sum, num_segments=factors.num_inputs)
+        scatter = jax.vmap(scatter, (0, 0))  # Blocks.
+        scatter = jax.vmap(scatter, (0, None))  # Losses.
+        # Segments must not be negative: those would count from the end.
+        places = jnp.where(left < 0, factors.num_inputs, left)
+        return jax.vmap(scatter)(right.astype(dtype), places)
+    dtype = _contract.accumulation_dtype(left, right)
+    return jnp.einsum(
+        "mbti,mkbto->mkbio",
+        left,
+        right,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=dtype,
+    )
+
+
+def products_by_pairs(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
+    """Inner products of the gradients of `x` with those of `y`."""
+    if x.one_hot:
+        same = x.left[:, :, :, None, None] == y.left.transpose(1, 0, 2)[:, None]
+        same = same & (x.left >= 0)[:, :, :, None, None]
+        left = same.transpose(1, 0, 2, 3, 4)  # [b, m, t, n, s]
+    else:
+        left = _inner("mbti,nbsi->bmtns", x.left, y.left)
+    right = _inner("mkbto,nlbso->bmktnls", x.right, y.right)
+    left = left[:, :, None, :, :, None, :].astype(right.dtype)
+    products = (left * right).sum((0, 3, 6))
+    return products.reshape(x.num_rows, y.num_rows)
+
+
+def _inner(equation: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(
+        equation,
+        x,
+        y,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=_contract.accumulation_dtype(x, y),
+    )

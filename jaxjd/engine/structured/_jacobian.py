@@ -1,0 +1,116 @@
+"""What is the structured Jacobian, whole or by chunks of examples?"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxjd.engine import _contract
+from jaxjd.engine._function import LossFunction
+from jaxjd.engine.chunked import Chunked
+from jaxjd.engine.structured import _groups
+from jaxjd.engine.structured._backward import Pass, both_passes
+from jaxjd.engine.structured._groups import Point
+from jaxjd.engine.structured._plan import Plan, plan
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["inputs", "passes"],
+    meta_fields=["plan", "argnums", "num_rows"],
+)
+@dataclasses.dataclass(frozen=True)
+class Structured:
+    """What the forward and the backward pass have left, and nothing contracted yet.
+
+    The arrays are as large as the activations that weights are applied to, and as
+    their cotangents. `argnums` are the positions in `inputs` of the parameters.
+    """
+
+    inputs: list[Array]
+    passes: Pass
+    plan: Plan
+    argnums: tuple[int, ...]
+    num_rows: int
+
+    def rows(self) -> list[Array]:
+        found: dict[int, Array] = {}
+        for group in self.plan.groups_of(self.argnums):
+            found |= _groups.rows(self._point, group)
+        dtypes = [self.inputs[i].dtype for i in self.argnums]
+        return [
+            found[i].astype(dtype)
+            if i in found
+            else jnp.zeros((self.num_rows, *self.inputs[i].shape), dtype)
+            for i, dtype in zip(self.argnums, dtypes, strict=True)
+        ]
+
+    def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
+        k = self._losses_per_example
+        example, loss = indices // k, indices % k
+        passes = Pass(
+            jax.tree.map(lambda x: x[example], self.passes.recorded),
+            [x[example, loss][:, None] for x in self.passes.cotangents],
+            {n: x[example, loss][:, None] for n, x in self.passes.direct.items()},
+        )
+        return dataclasses.replace(self, passes=passes, num_rows=len(indices)).rows()
+
+    def block_size(self) -> int:
+        return self.num_rows
+
+    def gramian(self) -> Float[Array, "m m"]:
+        return _contract.symmetric(self.products(self))
+
+    def products(self, other: "Structured") -> Float[Array, "a b"]:
+        """Inner products with the rows of the same function for other examples."""
+        dtype = _contract.accumulation_dtype(*[self.inputs[i] for i in self.argnums])
+        total = jnp.zeros((self.num_rows, other.num_rows), dtype)
+        left = self._point
+        right = left if other is self else other._point
+        for group in self.plan.groups_of(self.argnums):
+            total += _groups.products(left, right, group).astype(dtype)
+        return total
+
+    def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
+        """One weighted weight gradient per use of a parameter, no backward pass."""
+        weights = weights.reshape(-1, self._losses_per_example)
+        found: dict[int, Array] = {}
+        for group in self.plan.groups_of(self.argnums):
+            found |= _groups.combination(self._point, group, weights)
+        point = {i: self.inputs[i] for i in self.argnums}
+        return [
+            found[i].astype(x.dtype) if i in found else jnp.zeros_like(x)
+            for i, x in point.items()
+        ]
+
+    def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
+        function = self.plan.function
+        chunked = Chunked(self.inputs, function, self.argnums, None, self.num_rows)
+        return chunked.jvp(tangents)
+
+    def restrict(self, kept: Sequence[int]) -> "Structured":
+        return dataclasses.replace(self, argnums=tuple(self.argnums[i] for i in kept))
+
+    @property
+    def _losses_per_example(self) -> int:
+        return self.num_rows // (self.plan.function.num_examples(self.inputs) or 1)
+
+    @property
+    def _point(self) -> Point:
+        return Point(self.plan, self.inputs, self.passes, self.argnums)
+
+
+def structured(
+    function: LossFunction,
+    inputs: Sequence[Array],
+    argnums: Sequence[int],
+) -> tuple[Structured, tuple[list[Array], list[Array]]]:
+    """The Jacobian; and the losses and other outputs of its forward pass."""
+    found = plan(function, argnums)
+    outputs, passes = both_passes(found, inputs)
+    num_rows = sum(x.size for x in outputs[0])
+    jacobian = Structured(list(inputs), passes, found, tuple(argnums), num_rows)
+    return jacobian, outputs

@@ -1,0 +1,68 @@
+"""What do we need to know of JAX's internals?
+
+This file alone looks inside equations of a jaxpr whose parameters differ between
+versions of JAX, and it goes no deeper than `jax.extend.core`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jaxtyping import Array
+
+# The names under which versions of JAX know equations that only call a jaxpr.
+CALLS = {"jit", "pjit", "closed_call", "core_call"}
+REMAT = {"remat2", "remat", "checkpoint"}
+
+
+def is_literal(variable: Any) -> bool:
+    return isinstance(variable, Literal)
+
+
+def evaluate(jaxpr: Any, eqn: Any, operands: Sequence[Any]) -> list[Array]:
+    """One equation of a jaxpr, applied to values for all its operands.
+
+    As a jaxpr of this one equation, so that JAX itself knows how its primitive is
+    bound: primitives with custom derivatives take functions that are not operands.
+    """
+    values = {
+        variable: value
+        for variable, value in zip(eqn.invars, operands, strict=True)
+        if not is_literal(variable)
+    }
+    single = jaxpr.replace(
+        constvars=[], invars=list(values), outvars=eqn.outvars, eqns=[eqn]
+    )
+    return list(jaxpr_as_fun(ClosedJaxpr(single, []))(*values.values()))
+
+
+def called(eqn: Any) -> tuple[Any, Sequence[Any]]:
+    """The jaxpr that an equation calls (or scans, or rematerialises), its constants."""
+    return opened(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"])
+
+
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, whether or not they came together."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def scan_operands(eqn: Any) -> tuple[int, int]:
+    """How many operands of a `scan` are constants, and how many are carried."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def is_real(aval: Any) -> bool:
+    return jnp.issubdtype(aval.dtype, jnp.floating)
+
+
+def is_differentiable(aval: Any) -> bool:
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def size(aval: Any) -> int:
+    return math.prod(aval.shape)

@@ -1,0 +1,183 @@
+"""Which function of the parameters is a value that no example has touched?
+
+Weights are cast, reshaped, normalised before they meet an example. A `Node` is such a
+value, symbolically: it can be evaluated and differentiated again later, outside the
+loops and the batch of examples in which it was found.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxjd.engine.structured import _jaxpr
+
+
+class Level(NamedTuple):
+    """A `scan` that encloses a value: how many enclose it, and how often it repeats."""
+
+    depth: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """A value that depends on inputs shared by all examples.
+
+    - `leaves`: the positions, among the inputs of the function, of the parameters
+      through which it can be differentiated. None: a constant.
+    - `levels`: the scans that it is a slice of. Its value has one leading axis each.
+    - `key`: equal for nodes of equal value.
+    - `isometry`: the one node whose entries it holds in another order, type or sign.
+    """
+
+    leaves: frozenset[int]
+    levels: tuple[Level, ...]
+    key: Any
+    isometry: "Node | None" = None
+
+    def evaluate(self, inputs: Sequence[Array], memo: dict[Any, Array]) -> Array:
+        raise NotImplementedError
+
+    def value(self, inputs: Sequence[Array], memo: dict[Any, Array]) -> Array:
+        if self.key not in memo:
+            memo[self.key] = self.evaluate(inputs, memo)
+        return memo[self.key]
+
+    @property
+    def is_isometric(self) -> bool:
+        """Whether inner products of gradients are those of a parameter itself."""
+        node: Node | None = self
+        while node is not None and not isinstance(node, Input):
+            node = node.isometry
+        return node is not None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Input(Node):
+    position: int = -1
+
+    def evaluate(self, inputs, memo):
+        return inputs[self.position]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant(Node):
+    array: Any = None
+
+    def evaluate(self, inputs, memo):
+        return jnp.asarray(self.array)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slice(Node):
+    """What one iteration of a scan sees of the node `isometry`."""
+
+    def evaluate(self, inputs, memo):
+        assert self.isometry is not None
+        # The sliced axis is the innermost level, hence stands where it belongs.
+        return self.isometry.value(inputs, memo)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result(Node):
+    jaxpr: Any = None
+    eqn: Any = None
+    operands: tuple[Node, ...] = ()
+    index: int = 0
+
+    def evaluate(self, inputs, memo):
+        def apply(*operands):
+            return _jaxpr.evaluate(self.jaxpr, self.eqn, operands)[self.index]
+
+        # Innermost level first: the function that maps over it is inside the others.
+        for level in reversed(self.levels):
+            axes = tuple(0 if level in node.levels else None for node in self.operands)
+            apply = jax.vmap(apply, axes)
+        return apply(*[node.value(inputs, memo) for node in self.operands])
+
+
+def input_node(position: int, is_parameter: bool) -> Node:
+    leaves = frozenset([position] if is_parameter else [])
+    return Input(leaves, (), ("input", position), position=position)
+
+
+def constant_node(array: Any) -> Node:
+    # The array stays alive with the node, so that its id stays its own.
+    return Constant(frozenset(), (), ("constant", id(array)), array=array)
+
+
+def slice_node(node: Node, level: Level) -> Node:
+    levels = (*node.levels, level)
+    return Slice(node.leaves, levels, ("slice", level, node.key), node)
+
+
+def result_nodes(jaxpr: Any, eqn: Any, operands: Sequence[Node]) -> list[Node]:
+    levels = tuple(sorted({level for node in operands for level in node.levels}))
+    leaves = frozenset().union(*(node.leaves for node in operands))
+    key = (_equation_key(eqn), tuple(node.key for node in operands))
+    return [
+        Result(
+            leaves if _passes_gradient(eqn, variable.aval) else frozenset(),
+            levels,
+            (key, index),
+            operands[0] if _is_isometry(eqn) else None,
+            jaxpr,
+            eqn,
+            tuple(operands),
+            index,
+        )
+        for index, variable in enumerate(eqn.outvars)
+    ]
+
+
+ISOMETRIES = {
+    "reshape",
+    "transpose",
+    "squeeze",
+    "expand_dims",
+    "rev",
+    "neg",
+    "copy",
+    "copy_p",
+    "sharding_constraint",
+}
+
+
+def _is_isometry(eqn: Any) -> bool:
+    name = eqn.primitive.name
+    if name == "convert_element_type":
+        return all(_jaxpr.is_real(v.aval) for v in (*eqn.invars, *eqn.outvars))
+    if name == "broadcast_in_dim":
+        return _jaxpr.size(eqn.invars[0].aval) == _jaxpr.size(eqn.outvars[0].aval)
+    return name in ISOMETRIES
+
+
+def _passes_gradient(eqn: Any, aval: Any) -> bool:
+    return eqn.primitive.name != "stop_gradient" and _jaxpr.is_differentiable(aval)
+
+
+def _equation_key(eqn: Any) -> Any:
+    key = (eqn.primitive.name, tuple(sorted(eqn.params.items(), key=lambda x: x[0])))
+    try:
+        hash(key)
+    except TypeError:
+        return id(eqn)
+    return key
+
+
+def pullback(
+    nodes: Sequence[Node], inputs: Sequence[Array], leaves: Sequence[int]
+) -> Any:
+    """The map from cotangents of nodes to cotangents of parameters."""
+
+    def values(*point: Array) -> list[Array]:
+        replaced: Mapping[int, Array] = dict(zip(leaves, point, strict=True))
+        current = [replaced.get(i, x) for i, x in enumerate(inputs)]
+        memo: dict[Any, Array] = {}
+        return [node.value(current, memo) for node in nodes]
+
+    return jax.vjp(values, *[inputs[i] for i in leaves])[1]

@@ -1,0 +1,117 @@
+"""Which parameters belong together, and which contraction may each group have?
+
+A walk finds the uses of parameters. Their gradients add up before any inner product, so
+uses are grouped by the parameters that they lead to. A group whose uses all have the
+same form is contracted in this form; of any other the gradients of its parameters are
+formed, of these only.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxjd.engine._function import LossFunction
+from jaxjd.engine.structured import _node
+from jaxjd.engine.structured._walk import Use, Value, Walk
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters that are linked by a use, mostly one.
+
+    - `leaves`: positions of parameters among the inputs.
+    - `uses`: positions among the uses of the plan.
+    - `uniform`: whether all gradients are sums of uses in the same form, whose inner
+      products are those of the gradients.
+    """
+
+    leaves: tuple[int, ...]
+    uses: tuple[int, ...]
+    uniform: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What is known of a function before any number is: static under `jit`.
+
+    - `direct`: for each parameter that is perturbed itself, in which primitives.
+    """
+
+    function: LossFunction
+    argnums: tuple[int, ...]
+    uses: tuple[Use, ...]
+    direct: dict[int, frozenset[str]]
+    groups: tuple[Group, ...]
+
+    def __eq__(self, other: object) -> bool:
+        # Everything else follows from these two.
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return self.function == other.function and self.argnums == other.argnums
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.argnums))
+
+    def groups_of(self, leaves: Sequence[int]) -> list[Group]:
+        """The groups in which some of these parameters are."""
+        return [group for group in self.groups if set(leaves) & set(group.leaves)]
+
+
+def walked(
+    function: LossFunction,
+    argnums: Sequence[int],
+    inputs: Sequence[Any],
+    perturbed: dict[int, Any],
+    walk: Walk,
+) -> tuple[list[Any], list[Any]]:
+    """One walk through the function of one example: its losses, its other outputs."""
+    axes = function.axes or (None,) * len(inputs)
+    values = []
+    for position, (array, axis) in enumerate(zip(inputs, axes, strict=True)):
+        is_parameter = position in argnums
+        node = _node.input_node(position, is_parameter) if axis is None else None
+        values.append(Value(array, node, perturbed.get(position, array)))
+    outputs = walk.run(function.jaxpr, values)
+    losses = [walk.taken(v, "a loss") for v in outputs[: function.num_loss_leaves]]
+    return losses, [v.array for v in outputs[function.num_loss_leaves :]]
+
+
+def plan(function: LossFunction, argnums: Sequence[int]) -> Plan:
+    """Find the uses, by a walk on abstract values."""
+    avals = [v.aval for v in (*function.jaxpr.constvars, *function.jaxpr.invars)]
+    inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    walk = Walk()
+    jax.eval_shape(lambda *args: walked(function, argnums, args, {}, walk)[0], *inputs)
+    direct = {leaf: frozenset(reasons) for leaf, reasons in walk.direct.items()}
+    groups = group(argnums, walk.uses, direct)
+    return Plan(function, tuple(argnums), tuple(walk.uses), direct, groups)
+
+
+def group(
+    argnums: Sequence[int], uses: Sequence[Use], direct: dict[int, frozenset[str]]
+) -> tuple[Group, ...]:
+    linked = [{leaf} for leaf in argnums]
+    for use in uses:
+        touched = [leaves for leaves in linked if leaves & use.node.leaves]
+        linked = [leaves for leaves in linked if not leaves & use.node.leaves]
+        linked.append(set().union(*touched))
+    groups = []
+    for leaves in linked:
+        found = tuple(n for n, use in enumerate(uses) if use.node.leaves & leaves)
+        if not found and not leaves & direct.keys():
+            continue  # No example depends on these.
+        forms = {form(uses[n]) for n in found}
+        uniform = (
+            len(forms) == 1
+            and not leaves & direct.keys()
+            and uses[found[0]].node.is_isometric
+        )
+        groups.append(Group(tuple(sorted(leaves)), found, uniform))
+    return tuple(sorted(groups, key=lambda group: group.leaves))
+
+
+def form(use: Use) -> Any:
+    """Equal for uses whose factors may be joined."""
+    return use.node.key, use.bilinear.layout, use.bilinear.one_hot

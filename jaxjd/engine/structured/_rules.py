@@ -1,0 +1,250 @@
+"""Which primitives are linear in a parameter, and what is then its gradient?
+
+Where a parameter `p` meets the value `a` of one example in `y = op(p, a)`, and `δ` is
+the cotangent of `y`, each rule brings the gradient of `p` into one and the same form,
+
+    gradient[b, i, o] = Σ_t left(a)[b, t, i] · right(δ)[b, t, o]
+
+where `t` counts positions (of a sequence, an image), `i` what goes in, `o` what comes
+out, and `b` independent blocks (heads, groups of channels, experts). A new primitive is
+one function here, and one line in `RULES`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxjd.engine.structured import _jaxpr
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes of the axes of the common form."""
+
+    b: int
+    t: int
+    i: int
+    o: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How `gradient[b, i, o]` becomes an array like the parameter."""
+
+    split: tuple[int, ...]
+    permutation: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def __call__(self, gradient: Float[Array, "b i o"]) -> Float[Array, "..."]:
+        split = gradient.reshape(self.split)
+        return split.transpose(self.permutation).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bilinear:
+    """One use of a parameter, in the common form.
+
+    `left` takes the operands of the equation beside the parameter. With `one_hot` it
+    returns integers [b, t], the positions `i` of the ones in rows of zeros; those
+    outside of 0..i-1 stand for rows without a one.
+    """
+
+    sizes: Sizes
+    layout: Layout
+    left: Callable[..., Float[Array, "b t i"] | Int[Array, "b t"]]
+    right: Callable[[Array], Float[Array, "b t o"]]
+    one_hot: bool = False
+
+
+def rule(eqn: Any, parameter: int) -> Bilinear | None:
+    """The rule for an equation whose operand number `parameter` is the parameter.
+
+    None if there is none, or none for what it is used for here.
+    """
+    find = RULES.get(eqn.primitive.name)
+    avals = (eqn.invars[parameter].aval, *(v.aval for v in eqn.outvars))
+    if find is None or not all(_jaxpr.is_real(aval) for aval in avals):
+        return None
+    return find(eqn, parameter)
+
+
+def dot_general(eqn: Any, parameter: int) -> Bilinear | None:
+    (contracting, batch) = eqn.params["dimension_numbers"]
+    other = 1 - parameter
+    p, a = eqn.invars[parameter].aval, eqn.invars[other].aval
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        return None
+    p_axes = batch[parameter], contracting[parameter]
+    a_axes = batch[other], contracting[other]
+    p_free, a_free = _rest(p.ndim, *p_axes), _rest(a.ndim, *a_axes)
+    sizes = Sizes(
+        _size(p, p_axes[0]), _size(a, a_free), _size(p, p_axes[1]), _size(p, p_free)
+    )
+
+    def left(*operands):
+        a = operands[0].transpose(*a_axes[0], *a_free, *a_axes[1])
+        return a.reshape(sizes.b, sizes.t, sizes.i)
+
+    def right(cotangent):
+        # The result has the free axes of the left-hand operand first.
+        if parameter == 1:
+            return cotangent.reshape(sizes.b, sizes.t, sizes.o)
+        return cotangent.reshape(sizes.b, sizes.o, sizes.t).swapaxes(1, 2)
+
+    return Bilinear(sizes, _layout(p, (*p_axes[0], *p_axes[1], *p_free)), left, right)
+
+
+def conv_general_dilated(eqn: Any, parameter: int) -> Bilinear | None:
+    params = eqn.params
+    if parameter != 1 or params["batch_group_count"] != 1:
+        return None
+    kernel, y = eqn.invars[1].aval, eqn.outvars[0].aval
+    groups = params["feature_group_count"]
+    a_spec, kernel_spec, y_spec = params["dimension_numbers"]
+    window = tuple(kernel.shape[axis] for axis in kernel_spec[2:])
+    out, channels = kernel.shape[kernel_spec[0]], kernel.shape[kernel_spec[1]]
+    num_out = tuple(y.shape[axis] for axis in y_spec[2:])
+    sizes = Sizes(
+        groups,
+        y.shape[y_spec[0]] * math.prod(num_out),
+        math.prod(window) * channels,
+        out // groups,
+    )
+
+    def left(a):
+        """For each position of the result the window of `a` that it sees."""
+        a = a.transpose(a_spec[0], *a_spec[2:], a_spec[1])
+        holes = [dilation - 1 for dilation in params["lhs_dilation"]]
+        padding = [
+            (low, high, hole)
+            for (low, high), hole in zip(params["padding"], holes, strict=True)
+        ]
+        zero = jnp.zeros((), a.dtype)
+        a = jax.lax.pad(a, zero, [(0, 0, 0), *padding, (0, 0, 0)])
+        strides = params["window_strides"]
+
+        def shifted(offset):
+            start = [n * d for n, d in zip(offset, params["rhs_dilation"], strict=True)]
+            limit = [
+                first + (n - 1) * stride + 1
+                for first, n, stride in zip(start, num_out, strides, strict=True)
+            ]
+            window = jax.lax.slice(
+                a,
+                (0, *start, 0),
+                (a.shape[0], *limit, a.shape[-1]),
+                (1, *strides, 1),
+            )
+            return window.reshape(sizes.t, groups, channels)
+
+        patches = jnp.stack([shifted(offset) for offset in np.ndindex(*window)], 2)
+        return patches.reshape(sizes.t, groups, sizes.i).swapaxes(0, 1)
+
+    def right(cotangent):
+        cotangent = cotangent.transpose(y_spec[0], *y_spec[2:], y_spec[1])
+        return cotangent.reshape(sizes.t, groups, sizes.o).swapaxes(0, 1)
+
+    # The axis of the kernel's output channels is one of groups and of `o` in them.
+    split = (groups, *window, channels, out // groups)
+    order = {kernel_spec[0]: (0, len(split) - 1), kernel_spec[1]: (len(split) - 2,)}
+    order |= {axis: (1 + n,) for n, axis in enumerate(kernel_spec[2:])}
+    permutation = tuple(n for axis in range(kernel.ndim) for n in order[axis])
+    layout = Layout(split, permutation, kernel.shape)
+    return Bilinear(sizes, layout, left, right)
+
+
+def gather(eqn: Any, parameter: int) -> Bilinear | None:
+    """Indexing that takes whole slices, such as the lookup in an embedding."""
+    numbers, slice_sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    p = eqn.invars[0].aval
+    indexed = tuple(numbers.start_index_map)
+    kept = _rest(p.ndim, indexed)
+    if (
+        parameter != 0
+        or numbers.operand_batching_dims
+        or set(numbers.collapsed_slice_dims) != set(indexed)
+        or any(slice_sizes[axis] != p.shape[axis] for axis in kept)
+    ):
+        return None
+    y = eqn.outvars[0].aval
+    places = _rest(y.ndim, numbers.offset_dims)
+    sizes = Sizes(1, _size(y, places), _size(p, indexed), _size(p, kept))
+    limits = [p.shape[axis] for axis in indexed]
+    clips = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
+
+    def left(indices):
+        if clips:
+            indices = jnp.clip(indices, 0, np.array(limits, indices.dtype) - 1)
+        flat = _ravel([indices[..., n] for n in range(len(limits))], limits)
+        return flat.reshape(1, sizes.t)
+
+    def right(cotangent):
+        cotangent = cotangent.transpose(*places, *numbers.offset_dims)
+        return cotangent.reshape(1, sizes.t, sizes.o)
+
+    layout = _layout(p, (*indexed, *kept))
+    return Bilinear(sizes, layout, left, right, one_hot=True)
+
+
+def dynamic_slice(eqn: Any, parameter: int) -> Bilinear | None:
+    if parameter != 0:
+        return None
+    p, window = eqn.invars[0].aval, eqn.params["slice_sizes"]
+    indexed = tuple(axis for axis in range(p.ndim) if window[axis] < p.shape[axis])
+    kept = _rest(p.ndim, indexed)
+    limits = [p.shape[axis] for axis in indexed]
+    num_places = math.prod(window[axis] for axis in indexed)
+    sizes = Sizes(1, num_places, math.prod(limits), _size(p, kept))
+
+    def left(*starts):
+        places = [
+            jnp.clip(starts[axis], 0, p.shape[axis] - window[axis])
+            + jnp.arange(window[axis])
+            for axis in indexed
+        ]
+        flat = _ravel(jnp.meshgrid(*places, indexing="ij"), limits)
+        return flat.reshape(1, sizes.t)
+
+    def right(cotangent):
+        return cotangent.transpose(*indexed, *kept).reshape(1, sizes.t, sizes.o)
+
+    layout = _layout(p, (*indexed, *kept))
+    return Bilinear(sizes, layout, left, right, one_hot=True)
+
+
+RULES: dict[str, Callable[[Any, int], Bilinear | None]] = {
+    "dot_general": dot_general,
+    "conv_general_dilated": conv_general_dilated,
+    "gather": gather,
+    "dynamic_slice": dynamic_slice,
+}
+
+
+def _rest(ndim: int, *taken: Sequence[int]) -> tuple[int, ...]:
+    gone = {axis for axes in taken for axis in axes}
+    return tuple(axis for axis in range(ndim) if axis not in gone)
+
+
+def _size(aval: Any, axes: Sequence[int]) -> int:
+    return math.prod(aval.shape[axis] for axis in axes)
+
+
+def _layout(p: Any, axes: Sequence[int]) -> Layout:
+    """The gradient has the axes of the parameter in the order `axes`."""
+    split = tuple(p.shape[axis] for axis in axes)
+    return Layout(split, tuple(int(axis) for axis in np.argsort(axes)), p.shape)
+
+
+def _ravel(places: Sequence[Array], limits: Sequence[int]) -> Int[Array, "..."]:
+    """Row-major positions; -1 for those that lie outside of an axis."""
+    flat, inside = jnp.zeros((), jnp.int32), jnp.ones((), bool)
+    for place, limit in zip(places, limits, strict=True):
+        inside = inside & (place >= 0) & (place < limit)
+        flat = flat * limit + place.astype(jnp.int32)
+    return jnp.where(inside, flat, -1)

@@ -1,0 +1,318 @@
+"""Where in the function do parameters meet the example?
+
+A `Walk` evaluates the jaxpr of one example and tells two kinds of values apart: those
+that no example has touched (they have a `Node`; the parameters, and what is computed
+from them alone, are among these), and those of the example. Where the two meet in an
+equation that has a rule, a zero perturbation is added to the result, whose cotangent is
+the `δ` of the rule, and the other operands are recorded. Where they meet in any other
+equation, that equation gets a copy of the parameter that is perturbed itself: the
+cotangent of this perturbation is the gradient of one example, exact whatever the
+equation is.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxjd.engine.structured import _jaxpr, _node
+from jaxjd.engine.structured._node import Level, Node
+from jaxjd.engine.structured._rules import Bilinear, rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value in the walk.
+
+    `node` is None for values of the example. `perturbed` is the same value, computed
+    from perturbed parameters.
+    """
+
+    array: Any
+    node: Node | None = None
+    perturbed: Any = None
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether this is a parameter, or computed from parameters alone."""
+        return self.node is not None and bool(self.node.leaves)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Use:
+    """A parameter, as `node`, meets the example in an equation that has a rule.
+
+    - `operand`: which operand of the equation the parameter is.
+    - `levels`: the scans around the equation. Recorded operands and cotangents have one
+      leading axis for each.
+    - `perturbation`: shape, with the axes of `levels`, and dtype of the result.
+    """
+
+    jaxpr: Any
+    eqn: Any
+    operand: int
+    node: Node
+    levels: tuple[Level, ...]
+    bilinear: Bilinear
+    perturbation: jax.ShapeDtypeStruct
+
+
+@jax.custom_jvp
+def perturb(value: Array, perturbation: Array) -> Array:
+    """`value + perturbation` for a perturbation of zero, which is never computed."""
+    del perturbation
+    return value
+
+
+@perturb.defjvp
+def _perturb_jvp(primals, tangents):
+    return primals[0], tangents[0] + tangents[1]
+
+
+class Walk:
+    """One evaluation of a jaxpr.
+
+    `perturbations` holds one array for each use, in the order in which they are found.
+    Without it, this is a first walk, to find them.
+
+    Afterwards, `uses` are the uses; `recorded` their other operands; and `direct` says
+    for each parameter whose perturbed copy was needed, in which primitives.
+    """
+
+    def __init__(
+        self,
+        perturbations: Sequence[Array] | None = None,
+        levels: tuple[Level, ...] = (),
+    ):
+        self.perturbations = perturbations
+        self.levels = levels
+        self.uses: list[Use] = []
+        self.recorded: list[tuple[Array, ...]] = []
+        self.direct: dict[int, set[str]] = {}
+
+    def run(self, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
+        """Evaluate a jaxpr on values for its constants, then its arguments."""
+        variables = (*jaxpr.constvars, *jaxpr.invars)
+        values = dict(zip(variables, operands, strict=True))
+
+        def read(variable):
+            if _jaxpr.is_literal(variable):
+                return constant(variable.val)
+            return values[variable]
+
+        for eqn in jaxpr.eqns:
+            results = self.equation(jaxpr, eqn, [read(v) for v in eqn.invars])
+            values.update(zip(eqn.outvars, results, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def equation(self, jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
+        name = eqn.primitive.name
+        if name in _jaxpr.CALLS and any(value.has_gradient for value in operands):
+            jaxpr, consts = _jaxpr.called(eqn)
+            return self.run(jaxpr, [*map(constant, consts), *operands])
+        if all(value.node is not None for value in operands):
+            return shared(jaxpr, eqn, operands)
+        if not any(value.has_gradient for value in operands):
+            return example(_jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands]))
+        if name == "scan":
+            return self.scan(eqn, operands)
+        if name == "cond":
+            return self.cond(eqn, operands)
+        if name in _jaxpr.REMAT:
+            return self.remat(eqn, operands)
+        return self.meeting(jaxpr, eqn, operands)
+
+    def meeting(self, jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
+        """A parameter and the example are operands of the same equation."""
+        if not any(_jaxpr.is_differentiable(v.aval) for v in eqn.outvars):
+            return example(_jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands]))
+        places = [n for n, value in enumerate(operands) if value.has_gradient]
+        bilinear = rule(eqn, places[0]) if len(places) == 1 else None
+        if bilinear is None:
+            reason = eqn.primitive.name
+            arrays = [self.taken(value, reason) for value in operands]
+            return example(_jaxpr.evaluate(jaxpr, eqn, arrays))
+        node = operands[places[0]].node
+        assert node is not None
+        (result,) = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
+        shape = (*(level.length for level in self.levels), *result.shape)
+        perturbation = jax.ShapeDtypeStruct(shape, result.dtype)
+        use = Use(jaxpr, eqn, places[0], node, self.levels, bilinear, perturbation)
+        (perturbation,) = self.found([use])
+        others = [v.array for n, v in enumerate(operands) if n != places[0]]
+        self.recorded.append(tuple(others))
+        return example([perturb(result, perturbation)])
+
+    def found(self, uses: Sequence[Use]) -> list[Array]:
+        """Note uses, and return the perturbations of their results."""
+        first = len(self.uses)
+        self.uses.extend(uses)
+        if self.perturbations is not None:
+            return list(self.perturbations[first : len(self.uses)])
+        depth = len(self.levels)
+        return [
+            jnp.zeros(use.perturbation.shape[depth:], use.perturbation.dtype)
+            for use in uses
+        ]
+
+    def taken(self, value: Value, reason: str) -> Array:
+        """The array of a value, perturbed if it is a parameter's."""
+        if not value.has_gradient:
+            return value.array
+        assert value.node is not None
+        for leaf in value.node.leaves:
+            self.direct.setdefault(leaf, set()).add(reason)
+        return value.perturbed
+
+    def inside(
+        self, other: "Walk", values: Sequence[Value], reason: str
+    ) -> list[Array]:
+        """What a body returns, after the walk `other` through it."""
+        arrays = [other.taken(value, reason) for value in values]
+        for leaf, reasons in other.direct.items():
+            self.direct.setdefault(leaf, set()).update(reasons)
+        return arrays
+
+    def scan(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        num_consts, num_carry = _jaxpr.scan_operands(eqn)
+        body, body_consts = _jaxpr.called(eqn)
+        level = Level(len(self.levels), eqn.params["length"])
+        levels = (*self.levels, level)
+        consts = [*map(constant, body_consts), *operands[:num_consts]]
+        init = operands[num_consts : num_consts + num_carry]
+        scanned = operands[num_consts + num_carry :]
+        # What is carried and never changed is a constant, and may stay a parameter.
+        carried_in = body.invars[num_consts : num_consts + num_carry]
+        changes = [
+            before is not after
+            for before, after in zip(carried_in, body.outvars[:num_carry], strict=True)
+        ]
+        first = [
+            self.taken(value, "scan (carried)") if changed else None
+            for value, changed in zip(init, changes, strict=True)
+        ]
+
+        def step(walk, carry, slices):
+            carry = [
+                value if array is None else Value(array)
+                for value, array in zip(init, carry, strict=True)
+            ]
+            slices = [
+                Value(
+                    array,
+                    None if value.node is None else _node.slice_node(value.node, level),
+                    array if perturbed is None else perturbed,
+                )
+                for value, (array, perturbed) in zip(scanned, slices, strict=True)
+            ]
+            results = walk.run(body, [*consts, *carry, *slices])
+            arrays = self.inside(
+                walk,
+                [
+                    value if n >= num_carry or changes[n] else Value(None)
+                    for n, value in enumerate(results)
+                ],
+                "scan (returned)",
+            )
+            return arrays[:num_carry], (arrays[num_carry:], walk.recorded)
+
+        slices = [
+            (v.array, None if v.perturbed is v.array else v.perturbed) for v in scanned
+        ]
+        found = Walk(levels=levels)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), slices)
+        jax.eval_shape(lambda *args: step(found, *args), first, one)
+        perturbations = self.found(found.uses)
+
+        def with_perturbations(carry, xs):
+            return step(Walk(xs[1], levels), carry, xs[0])
+
+        carry, (stacked, recorded) = jax.lax.scan(
+            with_perturbations,
+            first,
+            (slices, perturbations),
+            length=level.length,
+            reverse=eqn.params["reverse"],
+            unroll=eqn.params["unroll"],
+        )
+        self.recorded.extend(recorded)
+        unchanged = [
+            value if array is None else Value(array)
+            for value, array in zip(init, carry, strict=True)
+        ]
+        return [*unchanged, *example(stacked)]
+
+    def cond(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        index, *operands = operands
+        branches = [_jaxpr.opened(branch) for branch in eqn.params["branches"]]
+
+        def branch(walk, jaxpr, consts):
+            results = walk.run(jaxpr, [*map(constant, consts), *operands])
+            return self.inside(walk, results, "cond (returned)"), walk.recorded
+
+        found = [Walk(levels=self.levels) for _ in branches]
+        recorded = [
+            jax.eval_shape(lambda: branch(walk, *opened))[1]  # noqa: B023
+            for walk, opened in zip(found, branches, strict=True)
+        ]
+        perturbations = [self.found(walk.uses) for walk in found]
+
+        def one_of_all(n):
+            # All branches return what each of them records; it is zero, as is its
+            # cotangent, for those not taken.
+            def taken():
+                everything = jax.tree.map(
+                    lambda x: jnp.zeros(x.shape, x.dtype), recorded
+                )
+                walk = Walk(perturbations[n], self.levels)
+                results, everything[n] = branch(walk, *branches[n])
+                return results, everything
+
+            return taken
+
+        results, recorded = jax.lax.switch(
+            index.array, [one_of_all(n) for n in range(len(branches))]
+        )
+        self.recorded.extend(other for branch in recorded for other in branch)
+        return example(results)
+
+    def remat(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        jaxpr, consts = _jaxpr.called(eqn)
+
+        def body(walk):
+            results = walk.run(jaxpr, [*map(constant, consts), *operands])
+            return self.inside(walk, results, "remat (returned)"), walk.recorded
+
+        found = Walk(levels=self.levels)
+        jax.eval_shape(lambda: body(found))
+        results, recorded = jax.checkpoint(
+            lambda perturbations: body(Walk(perturbations, self.levels)),
+            prevent_cse=eqn.params["prevent_cse"],
+            policy=eqn.params["policy"],
+        )(self.found(found.uses))
+        self.recorded.extend(recorded)
+        return example(results)
+
+
+def constant(array: Any) -> Value:
+    return Value(array, _node.constant_node(array), array)
+
+
+def example(arrays: Sequence[Array]) -> list[Value]:
+    return [Value(array) for array in arrays]
+
+
+def shared(jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
+    """An equation that no example touches."""
+    nodes = _node.result_nodes(jaxpr, eqn, [v.node for v in operands if v.node])
+    arrays = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
+    perturbed = arrays
+    if any(value.perturbed is not value.array for value in operands):
+        perturbed = _jaxpr.evaluate(jaxpr, eqn, [v.perturbed for v in operands])
+    return [
+        Value(array, node, copy if node.leaves else array)
+        for array, node, copy in zip(arrays, nodes, perturbed, strict=True)
+    ]
