@@ -1,4 +1,4 @@
-"""What is refused as a Gramian, and in which precision is it solved?"""
+"""What do the solvers refuse, and in which precision do they work?"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,3 +15,9 @@ def as_gramian(gramian) -> Float[Array, "m m"]:
         raise TypeError(f"`gramian` must have a real floating type. Got {G.dtype}.")
     # Not jnp.promote_types, which keeps the weak type of a Python number.
     return G.astype(jnp.float64 if G.dtype == jnp.float64 else jnp.float32)
+
+
+def check_max_iterations(max_iterations: int | None) -> None:
+    """Refuse a cap that would leave nothing to return."""
+    if max_iterations is not None and max_iterations < 1:
+        raise ValueError(f"`max_iterations` must be at least 1. Got {max_iterations}.")

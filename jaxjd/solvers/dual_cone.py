@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Real
 
 from jaxjd.solvers._apg import apg
 from jaxjd.solvers._certificate import Certificate, certify
-from jaxjd.solvers._checks import as_gramian
+from jaxjd.solvers._checks import as_gramian, check_max_iterations
 from jaxjd.solvers._face_cg import default_ridge, face_cg, matmul
 from jaxjd.solvers._implicit import differentiable
 from jaxjd.solvers._scaling import normalise_and_regularise, unit_diagonal
@@ -173,8 +173,7 @@ def _check_options(norm_eps, reg_eps, method, max_iterations):
         )
     if method not in ("face_cg", "apg"):
         raise ValueError(f"`method` must be 'face_cg' or 'apg'. Got {method!r}.")
-    if max_iterations is not None and max_iterations < 1:
-        raise ValueError(f"`max_iterations` must be at least 1. Got {max_iterations}.")
+    check_max_iterations(max_iterations)
 
 
 def _broadcast_initial(initial, shape):
