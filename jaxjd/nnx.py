@@ -27,6 +27,10 @@ except ImportError as error:
     ) from error
 
 
+# The name before flax 0.12.7 warns after it.
+as_pure = getattr(nnx, "as_pure", None) or nnx.pure
+
+
 class Jacobian(nnx.Module):
     """A [`jaxjd.Jacobian`][] in the form in which `nnx.Optimizer` takes gradients.
 
@@ -131,7 +135,7 @@ def value_and_jac(
             axes = (None, None, 0, *other_axes)
         (losses, (aux, left)), jac = jacobian.value_and_jac(
             pure, in_axes=axes, has_aux=True, method=method, chunk_size=chunk_size
-        )(nnx.pure(params), kept, example, *others)
+        )(as_pure(params), kept, example, *others)
         if axes is not None:
             # Keys were made per example, counts are the same for all.
             left = jax.tree.map(lambda x: x[0], left)

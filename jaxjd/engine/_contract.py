@@ -10,26 +10,29 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    """The dtype of all of them and float32, promoted even under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
     """Inner products of every row of `left` with every row of `right`."""
     dtype = accumulation_dtype(*left, *right)
-    return sum(
-        jax.lax.dot_general(
+    total = jnp.zeros((left[0].shape[0], right[0].shape[0]), dtype)
+    for x, y in zip(left, right, strict=True):
+        total += jax.lax.dot_general(
             x.reshape(x.shape[0], -1),
             y.reshape(y.shape[0], -1),
             (((1,), (1,)), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=dtype,
         )
-        for x, y in zip(left, right, strict=True)
-    )  # pyright: ignore[reportReturnType]
+    return total
 
 
 def gramian(rows: Sequence[Array]) -> Float[Array, "m m"]:
@@ -39,17 +42,23 @@ def gramian(rows: Sequence[Array]) -> Float[Array, "m m"]:
 
 def symmetric(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """The symmetric matrix with this upper triangle."""
-    return jnp.triu(upper) + jnp.triu(upper, 1).T
+    # A gather: XLA turns the transpose of a product into a product of transposes, which
+    # is rounded differently.
+    row, column = np.indices(upper.shape)
+    return upper[np.minimum(row, column), np.maximum(row, column)]
 
 
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     """`Jᵀ w`, in the dtypes of the rows."""
-    return [
-        jnp.tensordot(
-            weights.astype(accumulation_dtype(leaf)),
-            leaf.astype(accumulation_dtype(leaf)),
+
+    def combination(leaf: Array) -> Array:
+        dtype = accumulation_dtype(leaf)
+        combined = jnp.tensordot(
+            weights.astype(dtype),
+            leaf.astype(dtype),
             1,
             precision=jax.lax.Precision.HIGHEST,
-        ).astype(leaf.dtype)
-        for leaf in rows
-    ]
+        )
+        return combined.astype(leaf.dtype)
+
+    return [combination(leaf) for leaf in rows]

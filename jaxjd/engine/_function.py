@@ -50,7 +50,8 @@ class LossFunction:
     @property
     def loss_dtype(self) -> jnp.dtype:
         leaves = self.jaxpr.outvars[: self.num_loss_leaves]
-        return jnp.result_type(*[leaf.aval.dtype for leaf in leaves])
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.result_type(*[leaf.aval.dtype for leaf in leaves])
 
     def outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """The leaves of the losses and of the auxiliary output."""

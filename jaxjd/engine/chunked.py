@@ -44,7 +44,7 @@ class Chunked:
         """Some rows: one backward pass each, of the one example only if there is one."""
         dtype = self.function.loss_dtype
         if self.function.axes is None:
-            one_hot = indices[:, None] == jnp.arange(self.num_rows)
+            one_hot = indices[:, None] == jnp.arange(self.num_rows)[None]
             return list(jax.vmap(self._pullback())(one_hot.astype(dtype)))
         examples = self.function.num_examples(self.inputs)
         assert examples is not None
@@ -105,7 +105,7 @@ class Chunked:
         size = max(1, self.block_size() // per_example)
         # The last chunk is filled up with the last example, at weight zero.
         starts = jnp.arange(0, examples, size)
-        indices = starts[:, None] + jnp.arange(size)
+        indices = starts[:, None] + jnp.arange(size)[None]
         present = indices < examples
         indices = jnp.minimum(indices, examples - 1)
         weights = weights.reshape(examples, per_example)[indices]

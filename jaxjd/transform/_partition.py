@@ -84,7 +84,10 @@ def partition(
         **extra_args: Any,
     ) -> tuple[optax.Updates, PartitionState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError(
+                "`params` must be given to `update`, to know the label of each: "
+                "`tx.update(updates, state, params)`."
+            )
         jacobian = as_jacobian(updates, params)
         flat = labels_of(params)
         structure = jax.tree.structure(params)

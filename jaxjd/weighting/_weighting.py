@@ -23,6 +23,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jaxjd.engine import accumulation_dtype
+
 
 class WeightingUpdate(Protocol):
     def __call__(
@@ -80,7 +82,7 @@ def stateless(
         del extra_args  # For other links of the chain.
         gramian = check_gramian(gramian)
         mask = check_mask(mask, gramian.shape[0])
-        present = mask[:, None] & mask
+        present = mask[:, None] & mask[None]
         return weights(jnp.where(present, gramian, 0), mask), state
 
     return Weighting(optax.EmptyState, update)
@@ -97,7 +99,7 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
         raise TypeError(
             f"`gramian` must be real floating-point. Got {gramian.dtype}."
         )
-    return gramian.astype(jnp.promote_types(gramian.dtype, jnp.float32))
+    return gramian.astype(accumulation_dtype(gramian))
 
 
 def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
@@ -123,7 +125,7 @@ def check_vector(
     **Raises:** `TypeError` if it is not real; `ValueError` if it is not a vector of
     finite numbers, or has a negative one where none may be.
     """
-    vector = jnp.asarray(values)
+    vector = values if isinstance(values, jax.Array) else jnp.asarray(np.asarray(values))
     if jnp.issubdtype(vector.dtype, jnp.integer):
         vector = vector.astype(float)
     if not jnp.issubdtype(vector.dtype, jnp.floating):

@@ -1,0 +1,528 @@
+"""Do `value_and_jac` and `Jacobian` keep their contract, against brute force?"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import jaxjd
+from tests import models
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# Every method, and chunks that divide the 21 losses of 7 examples, or do not, or are
+# less than an example, or more than all.
+METHODS = [("dense", None), ("auto", None), ("chunked", None)]
+CHUNKS = [("chunked", size) for size in (1, 2, 5, 8, 14, 21, 40)]
+# Both sides are float64; sums of a few hundred terms of order one.
+close = functools.partial(assert_allclose, rtol=1e-11, atol=1e-11)
+
+
+def check_operator(jac: jaxjd.Jacobian, expected: jax.Array) -> None:
+    """All methods of a Jacobian with respect to `models.parameters()`."""
+    m, n = expected.shape
+    weights = jax.random.normal(jax.random.key(2), (m,), expected.dtype)
+    direction = jax.random.normal(jax.random.key(3), (n,), expected.dtype)
+    params = models.parameters()
+    tangent = jax.flatten_util.ravel_pytree(params)[1](direction)
+
+    @jax.jit  # One compilation for all.
+    def compute(jac):
+        return (
+            jac.gramian(),
+            jac.vjp(weights),
+            jac.jvp(tangent),
+            jac.dense(),
+            jac.cross_gramian(jac),
+        )
+
+    gramian, combination, change, dense, cross = compute(jac)
+    assert jac.num_losses == m
+    close(gramian, expected @ expected.T)
+    assert_array_equal(gramian, gramian.T)
+    close(models.ravel(combination), weights @ expected)
+    assert jax.tree.structure(combination) == jax.tree.structure(params)
+    close(models.ravel(change), expected @ direction)
+    close(models.ravel_rows(dense), expected)
+    close(cross, expected @ expected.T)
+
+
+@pytest.mark.parametrize(("method", "chunk_size"), METHODS + CHUNKS)
+@pytest.mark.parametrize("per_example", [True, False])
+def test_task_losses_of_examples(method, chunk_size, per_example):
+    params, (x, y) = models.parameters(), models.examples()
+    together = models.batched(models.task_losses)
+    losses, jac = jaxjd.value_and_jac(
+        models.task_losses if per_example else together,
+        in_axes=(None, 0, 0) if per_example else None,
+        method=method,
+        chunk_size=chunk_size,
+    )(params, x, y)
+    jax.tree.map(close, losses, together(params, x, y))
+    check_operator(jac, models.brute_force(together, params, x, y))
+
+
+def test_one_loss_per_example():
+    params, (x, y) = models.parameters(), models.examples()
+    losses, jac = jaxjd.value_and_jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+    together = models.batched(models.loss)
+    close(losses, together(params, x, y))
+    check_operator(jac, models.brute_force(together, params, x, y))
+
+
+def test_losses_of_any_shape():
+    params, (x, y) = models.parameters(), models.examples()
+
+    def losses(params):
+        error = models.hidden(params, x) - y
+        return [error**2, (error.sum(), error.mean(axis=0)[None])]
+
+    jac = jaxjd.jac(losses)(params)
+    assert jac.num_losses == 21 + 1 + 3
+    check_operator(jac, models.brute_force(losses, params))
+    weights = jax.tree.map(jnp.ones_like, losses(params))
+    close(models.ravel(jac.vjp(weights)), models.ravel(jac.vjp(jnp.ones(25))))
+
+
+def test_a_scalar_loss_is_one_row():
+    params, (x, y) = models.parameters(), models.examples()
+
+    def mean(params):
+        return models.batched(models.loss)(params, x, y).mean()
+
+    value, jac = jaxjd.value_and_jac(mean)(params)
+    assert value.shape == ()
+    assert jac.num_losses == 1
+    gradient = jax.grad(mean)(params)
+    jax.tree.map(close, jac.vjp(jnp.ones(1)), gradient)
+    close(jac.gramian(), [[models.ravel(gradient) @ models.ravel(gradient)]])
+
+
+def test_argnums():
+    params, (x, y) = models.parameters(), models.examples()
+    together = models.batched(models.loss)
+    by_position = jaxjd.jac(lambda y, x, p: together(p, x, y), argnums=2)(y, x, params)
+    from_the_end = jaxjd.jac(lambda y, x, p: together(p, x, y), -1)(y, x, params)
+    expected = models.brute_force(together, params, x, y)
+    check_operator(by_position, expected)
+    check_operator(from_the_end, expected)
+    # Arguments are returned in the order in which they are asked for.
+    both = jaxjd.jac(lambda y, x, p: together(p, x, y), argnums=(2, 1))(y, x, params)
+    wrt_x = jax.jacrev(together, argnums=1)(params, x, y).reshape(7, -1)
+    rows = both.dense()
+    close(models.ravel_rows(rows[0]), expected)
+    close(rows[1].reshape(7, -1), wrt_x)
+    close(both.gramian(), expected @ expected.T + wrt_x @ wrt_x.T)
+
+
+@pytest.mark.parametrize("per_example", [True, False])
+def test_auxiliary_output(per_example):
+    params, (x, y) = models.parameters(), models.examples()
+
+    def loss(params, x, y):
+        return models.loss(params, x, y), {"hidden": models.hidden(params, x)}
+
+    fun = loss if per_example else models.batched(loss)
+    in_axes = (None, 0, 0) if per_example else None
+    transform = functools.partial(jaxjd.value_and_jac, in_axes=in_axes, has_aux=True)
+    (losses, aux), jac = transform(fun)(params, x, y)
+    expected_losses, expected_aux = models.batched(loss)(params, x, y)
+    close(losses, expected_losses)
+    close(aux["hidden"], expected_aux["hidden"])
+    jac_only, aux_again = jaxjd.jac(fun, in_axes=in_axes, has_aux=True)(params, x, y)
+    close(aux_again["hidden"], expected_aux["hidden"])
+    close(jac.gramian(), jac_only.gramian())
+
+
+def test_arguments_that_are_no_arrays_pass_through():
+    params, (x, y) = models.parameters(), models.examples()
+
+    def losses(params, x, y, power, which, activation):
+        assert power == 3
+        assert which == "cube"
+        return jnp.sum(activation(models.hidden(params, x) - y) ** power, axis=1)
+
+    args = (params, x, y, 3, "cube", jnp.sin)
+    jac = jaxjd.jac(losses)(*args)
+    expected = jax.jacrev(lambda p: losses(p, *args[1:]))(params)
+    check_operator(jac, models.matrix(expected, params))
+
+
+@pytest.mark.parametrize("in_axes", [(None, 1, 0), (None, -1, 0)])
+def test_examples_along_another_axis(in_axes):
+    params, (x, y) = models.parameters(), models.examples()
+    for chunk_size in (None, 4):
+        jac = jaxjd.jac(models.loss, in_axes=in_axes, chunk_size=chunk_size)(
+            params, x.T, y
+        )
+        expected = models.brute_force(models.batched(models.loss), params, x, y)
+        check_operator(jac, expected)
+
+
+def test_prefixes_of_arguments_in_in_axes():
+    params, (x, y) = models.parameters(), models.examples()
+    shift = jnp.ones(3)
+
+    def loss(params, batch, constants):
+        return models.loss(params, batch["x"], batch["y"] + constants["shift"])
+
+    args = (params, {"x": x, "y": y}, {"shift": shift, "names": "not an array"})
+    expected = models.brute_force(models.batched(models.loss), params, x, y + shift[None])
+    check_operator(jaxjd.jac(loss, in_axes=(None, 0, None))(*args), expected)
+    partly = (None, {"x": 0, "y": 0}, None)
+    check_operator(jaxjd.jac(loss, in_axes=partly)(*args), expected)
+
+
+def test_parameters_that_no_loss_depends_on():
+    x, _ = models.examples()
+    params = {"used": jnp.ones(5), "unused": jnp.ones((2, 2))}
+    jac = jaxjd.jac(lambda p: jnp.tanh(x @ p["used"]))(params)
+    assert not jac.dense()["unused"].any()
+    assert not jac.vjp(jnp.ones(7))["unused"].any()
+
+
+def test_restrict():
+    params, (x, y) = models.parameters(), models.examples()
+    together = models.batched(models.task_losses)
+    expected = models.brute_force(together, params, x, y)[:, :18]
+    for method in ("dense", "chunked"):
+        jac = jaxjd.jac(models.task_losses, in_axes=(None, 0, 0), method=method)(
+            params, x, y
+        )
+        # A prefix of the parameters, as optax.masked takes it.
+        part = jac.restrict({"hidden": True, "scale": False})
+        close(part.gramian(), expected @ expected.T)
+        update = part.vjp(jnp.ones(21))
+        assert update["scale"] == optax.MaskedNode()
+        close(models.ravel(update), expected.sum(0))
+        close(models.ravel_rows(part.dense()), expected)
+        direction = jnp.arange(18.0)
+        tangent = {"hidden": (direction[:15].reshape(5, 3), direction[15:]), "scale": 0}
+        close(models.ravel(part.jvp(tangent)), expected @ direction)
+        # Again: of what is left.
+        bias = part.restrict({"hidden": (False, True), "scale": True})
+        close(bias.gramian(), expected[:, 15:] @ expected[:, 15:].T)
+        with pytest.raises(ValueError, match="`mask` must keep at least one parameter"):
+            part.restrict({"hidden": False, "scale": True})
+        with pytest.raises(ValueError, match="`mask` must be structured like"):
+            part.restrict({"hidden": True})
+
+
+def test_cross_gramian_of_two_batches():
+    params = models.parameters()
+    together = models.batched(models.loss)
+    (x1, y1), (x2, y2) = models.examples(7), models.examples(4)
+    first, second = (
+        models.brute_force(together, params, x, y) for x, y in [(x1, y1), (x2, y2)]
+    )
+    for chunk_size in (None, 4):
+        jac = functools.partial(
+            jaxjd.jac, models.loss, in_axes=(None, 0, 0), chunk_size=chunk_size
+        )
+        cross = jac()(params, x1, y1).cross_gramian(jac(method="dense")(params, x2, y2))
+        close(cross, first @ second.T)
+    other = jaxjd.jac(lambda p: p)(jnp.ones(2))
+    with pytest.raises(ValueError, match="`other` must be taken with respect to the same"):
+        jac()(params, x1, y1).cross_gramian(other)
+
+
+class TestBoundaries:
+    """A Jacobian is a pytree: what it crosses does not change what it is."""
+
+    def jac(self, x, y, params):
+        return jaxjd.jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+
+    def expected(self, x, y, params):
+        jacobian = models.brute_force(models.batched(models.loss), params, x, y)
+        return jacobian @ jacobian.T
+
+    def test_leaves_jit_with_closed_over_tracers(self):
+        params, (x, y) = models.parameters(), models.examples()
+
+        @jax.jit
+        def make(params, x, y):
+            scaled = 2 * x
+            labels = jnp.argmax(y, axis=1)  # Integers must not leak either.
+
+            def losses(params):
+                hidden = models.hidden(params, scaled)
+                return jnp.take_along_axis(hidden, labels[:, None], axis=1)[:, 0]
+
+            return jaxjd.jac(losses)(params)
+
+        jac = make(params, x, y)
+
+        def plain(params):
+            return models.hidden(params, 2 * x)[jnp.arange(7), jnp.argmax(y, axis=1)]
+
+        check_operator(jac, models.brute_force(plain, params))
+
+    def test_is_carried_by_scan(self):
+        params, (x, y) = models.parameters(), models.examples()
+        batches = jnp.stack([x, 2 * x, 3 * x])
+
+        def step(jac, batch):
+            return self.jac(batch, y, params), jac.gramian()
+
+        last, gramians = jax.lax.scan(step, self.jac(x, y, params), batches)
+        close(gramians[2], self.expected(2 * x, y, params))
+        close(last.gramian(), self.expected(3 * x, y, params))
+
+    def test_does_not_compile_again_for_the_same_function(self):
+        params, (x, y) = models.parameters(), models.examples()
+        traces = []
+
+        @jax.jit
+        def gramian(jac):
+            traces.append(jac)
+            return jac.gramian()
+
+        close(gramian(self.jac(x, y, params)), self.expected(x, y, params))
+        close(gramian(self.jac(2 * x, y, params)), self.expected(2 * x, y, params))
+        assert len(traces) == 1
+
+    def test_other_functions_are_not_confused(self):
+        params, (x, y) = models.parameters(), models.examples()
+        gramian = jax.jit(lambda jac: jac.gramian())
+        for power in (1.0, 2.0):
+            jac = jaxjd.jac(lambda p: models.batched(models.loss)(p, x, y) ** power)
+            gradients = models.brute_force(
+                lambda p: models.batched(models.loss)(p, x, y) ** power, params
+            )
+            close(gramian(jac(params)), gradients @ gradients.T)
+
+    def test_is_donated(self):
+        params, (x, y) = models.parameters(), models.examples()
+        donate = jax.jit(lambda jac: jac.vjp(jnp.ones(7)), donate_argnums=0)
+        expected = models.brute_force(models.batched(models.loss), params, x, y).sum(0)
+        jac = jax.tree.map(jnp.copy, self.jac(x, y, params))
+        with pytest.warns(UserWarning, match="donated buffers were not usable"):
+            update = donate(jac)  # The data have no output to become.
+        close(models.ravel(update), expected)
+        with pytest.raises(RuntimeError, match="deleted"):
+            jac.gramian()
+
+    def test_vmap_over_batches(self):
+        params, (x, y) = models.parameters(), models.examples()
+        xs = jnp.stack([x, 2 * x])
+        jacs = jax.vmap(lambda x: self.jac(x, y, params))(xs)
+        gramians = jax.vmap(lambda jac: jac.gramian())(jacs)
+        close(gramians[1], self.expected(2 * x, y, params))
+        inside = jax.vmap(lambda x: self.jac(x, y, params).gramian())(xs)
+        close(inside, gramians)
+
+    def test_gradient_through_a_gramian(self):
+        params, (x, y) = models.parameters(), models.examples()
+
+        def conflict(params):
+            return self.jac(x, y, params).gramian().sum()
+
+        def by_hand(params):
+            gradient = jax.grad(lambda p: models.batched(models.loss)(p, x, y).sum())
+            return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient(params)))
+
+        jax.tree.map(close, jax.grad(conflict)(params), jax.grad(by_hand)(params))
+
+    def test_sharded_examples(self):
+        params, (x, y) = models.parameters(), models.examples(8)
+        mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+        xs, ys = jax.device_put((x, y), sharding)
+        for chunk_size in (None, 4):
+
+            @jax.jit
+            def gramian(params, x, y, chunk_size=chunk_size):
+                make = jaxjd.jac(
+                    models.loss, in_axes=(None, 0, 0), chunk_size=chunk_size
+                )
+                return make(params, x, y).gramian()
+
+            close(gramian(params, xs, ys), self.expected(x, y, params))
+
+
+def test_a_function_with_its_own_backward_pass_only():
+    """`jvp` must not need forward mode, which a `jax.custom_vjp` has not."""
+
+    @jax.custom_vjp
+    def cube(x):
+        return x**3
+
+    cube.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x**2 * g,))
+    x, _ = models.examples()
+    params = jnp.arange(5.0) / 5
+    expected = jax.jacrev(lambda p: (x @ p) ** 3)(params)
+    for chunk_size in (None, 3):
+        jac = jaxjd.jac(lambda p: cube(x @ p), chunk_size=chunk_size)(params)
+        close(jac.gramian(), expected @ expected.T)
+        close(jac.jvp(params), expected @ params)
+
+
+def test_low_precision_accumulates_in_float32():
+    """The Gramian of bfloat16 rows is exact but for their own rounding."""
+    x = jax.random.normal(jax.random.key(0), (6, 4096), jnp.bfloat16)
+    params = jnp.zeros(4096, jnp.bfloat16)
+    for method in ("dense", "chunked"):
+        jac = jaxjd.jac(lambda p: x @ p, method=method)(params)
+        gramian = jac.gramian()
+        assert gramian.dtype == jnp.float32
+        rows = x.astype(jnp.float64)
+        # 4096 products summed in float32: eps * sqrt(4096) = 4e-6.
+        assert_allclose(gramian, rows @ rows.T, rtol=1e-5, atol=1e-5 * 4096)
+        assert jac.vjp(jnp.ones(6)).dtype == jnp.bfloat16
+
+
+def test_the_forward_pass_is_compiled_once():
+    """Losses, Gramian and update in one jit share what each would compute alone."""
+    params, (x, y) = models.parameters(), models.examples()
+
+    def step(params, x, y):
+        losses, jac = jaxjd.value_and_jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+        return losses, jac.vjp(jac.gramian().sum(0))
+
+    text = jax.jit(step).lower(params, x, y).compile().as_text()
+    assert text.count(" tanh(") == 1
+
+
+def test_chunks_bound_the_memory():
+    """Temporary memory grows with `chunk_size`, not with the number of losses."""
+
+    def temporary(m: int, chunk_size: int | None) -> int:
+        data = jax.random.normal(jax.random.key(0), (m, 20), jnp.float32)
+
+        def losses(params):
+            return data @ jnp.tanh(params).sum(0)
+
+        def step(params):
+            jac = jaxjd.jac(losses, chunk_size=chunk_size)(params)
+            return jac.vjp(jac.gramian().sum(0))
+
+        params = jnp.ones((10_000, 20), jnp.float32)
+        compiled = jax.jit(step).lower(params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    row = 4 * 10_000 * 20
+    assert temporary(128, None) > 128 * row
+    # Two blocks of 4 rows, their derivatives on the way, and a few more n-vectors.
+    assert temporary(128, 8) < 32 * row
+    assert temporary(256, 8) < 1.1 * temporary(64, 8)
+
+
+def test_chunks_bound_the_memory_of_activations():
+    """Of a per-example function not even the forward pass is in memory as a whole."""
+    width = 20_000
+
+    def loss(params, x):
+        return jnp.sum(jnp.tanh(jnp.sin(x * params)))  # Keeps `width` numbers.
+
+    def temporary(m: int, chunk_size: int | None) -> int:
+        def step(params, x):
+            make = jaxjd.jac(loss, in_axes=(None, 0), chunk_size=chunk_size)
+            jac = make(params, x)
+            return jac.vjp(jac.gramian().sum(0))
+
+        params = jnp.ones(width, jnp.float32)
+        x = jnp.ones((m, 1), jnp.float32)
+        compiled = jax.jit(step).lower(params, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(128, None) > 128 * 4 * width
+    assert temporary(256, 8) < 1.1 * temporary(64, 8)
+
+
+class TestErrors:
+    def test_method(self):
+        message = "`method` must be one of 'auto', 'dense', 'chunked'.*Got 'fast'"
+        with pytest.raises(ValueError, match=message):
+            jaxjd.jac(models.loss, method="fast")
+
+    @pytest.mark.parametrize(("size", "error"), [(0, ValueError), (2.5, TypeError)])
+    def test_chunk_size(self, size, error):
+        with pytest.raises(error, match=f"`chunk_size` must be .* Got {size}"):
+            jaxjd.jac(models.loss, chunk_size=size)
+
+    def test_argnums(self):
+        with pytest.raises(ValueError, match="`argnums` must be positions among the 1"):
+            jaxjd.jac(lambda p: p, argnums=1)(jnp.ones(2))
+        with pytest.raises(ValueError, match="`argnums` must name one or more different"):
+            jaxjd.jac(lambda p: p, argnums=(0, 0))(jnp.ones(2))
+
+    def test_no_parameters(self):
+        with pytest.raises(ValueError, match="Argument 0 of `fun` must hold parameters"):
+            jaxjd.jac(lambda p: jnp.ones(2))({})
+
+    @pytest.mark.parametrize("leaf", [np.arange(3), np.ones(2, complex), "text"])
+    def test_parameters_of_another_type(self, leaf):
+        with pytest.raises(TypeError, match=r"must be real floating-point.*\['w'\]"):
+            jaxjd.jac(lambda p: jnp.ones(2))({"w": leaf, "b": jnp.ones(3)})
+
+    @pytest.mark.parametrize("dtype", ["int32", "bool", "complex128"])
+    def test_losses_of_another_type(self, dtype):
+        def losses(params):
+            return {"a": params, "b": params.astype(dtype)}
+
+        with pytest.raises(TypeError, match=rf"real floating.*Got {dtype} at \['b'\]"):
+            jaxjd.jac(losses)(jnp.ones(3))
+
+    def test_no_losses(self):
+        with pytest.raises(ValueError, match="`fun` must return at least one loss"):
+            jaxjd.jac(lambda p: p[:0])(jnp.ones(3))
+
+    def test_no_pair(self):
+        with pytest.raises(TypeError, match="must return a pair .losses, aux.. Got"):
+            jaxjd.jac(lambda p: p, has_aux=True)(jnp.ones(3))
+
+    @pytest.mark.parametrize(
+        ("in_axes", "message"),
+        [
+            (0, "`in_axes` must have one entry for each of the 3 arguments"),
+            ((None, 0), "`in_axes` must have one entry for each of the 3 arguments"),
+            ((0, 0, 0), "`in_axes` must be None for argument 0, which is different"),
+            (({"hidden": 0}, 0, 0), "`in_axes` must be None for argument 0, which is"),
+            ((None, None, None), "`in_axes` must give the axis of the examples"),
+            ((None, 0, 2), "examples of argument 2 on axis 2.*Got shape .7, 3."),
+            ((None, 0, 1), "same number of examples. Got .*argument 1.: 7, .*2.: 3"),
+            ((None, {"x": 0}, 0), "`in_axes` must be a prefix of the arguments. For arg"),
+        ],
+    )
+    def test_in_axes(self, in_axes, message):
+        params, (x, y) = models.parameters(), models.examples()
+        with pytest.raises(ValueError, match=message):
+            jaxjd.jac(models.loss, in_axes=in_axes)(params, x, y)
+
+    def test_no_array_to_map(self):
+        with pytest.raises(ValueError, match="examples of argument 1 on axis 0.*Got 2.0"):
+            jaxjd.jac(lambda p, s: p * s, in_axes=(None, 0))(jnp.ones(()), 2.0)
+
+    @pytest.mark.parametrize("weights", [np.ones(6), np.ones((7, 1)), {"fit": np.ones(7)}])
+    def test_weights(self, weights):
+        params, (x, y) = models.parameters(), models.examples()
+        jac = jaxjd.jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+        with pytest.raises(ValueError, match=r"`weights` must have shape \(7,\) or be"):
+            jac.vjp(weights)
+
+    def test_tangent(self):
+        params, (x, y) = models.parameters(), models.examples()
+        jac = jaxjd.jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+        with pytest.raises(ValueError, match="`tangent` must be structured like the par"):
+            jac.jvp({"hidden": params["hidden"]})
+        with pytest.raises(ValueError, match="`tangent` must have the shapes of the par"):
+            jac.jvp(params | {"scale": jnp.ones(2)})
+
+
+def test_nan_in_a_loss_stays():
+    params, (x, y) = models.parameters(), models.examples()
+    x = x.at[3, 0].set(jnp.nan)
+    losses, jac = jaxjd.value_and_jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+    assert_array_equal(jnp.isnan(losses), jnp.arange(7) == 3)
+    assert jnp.isnan(jac.gramian()[3]).all()
+    assert jnp.isnan(models.ravel(jac.vjp(jnp.ones(7)))).any()
+
+
+def test_repr_says_what_it_is():
+    params, (x, y) = models.parameters(), models.examples()
+    jac = jaxjd.jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+    assert repr(jac).startswith("Jacobian(num_losses=7, parameters={'hidden': ([5, 3]")
