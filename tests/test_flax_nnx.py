@@ -86,8 +86,8 @@ def test_optimizer_under_jit():
 
 
 def test_the_update_is_that_of_the_pure_function():
-    model = Net(nnx.Rngs(0))
-    graph, params, others = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
+    model = Net(nnx.Rngs(0), norm=nnx.LayerNorm, dropout=0.0)
+    graph, params, others = nnx.split(model, nnx.Param, ...)
 
     def pure(params):
         return losses(nnx.merge(graph, params, others), X, Y)
@@ -195,7 +195,7 @@ class TestErrors:
 
     def test_the_plain_jacobian(self):
         """`jaxjd.jac` of split parameters, given to the optimizer by mistake."""
-        model = Net(nnx.Rngs(0))
+        model = Net(nnx.Rngs(0), norm=nnx.LayerNorm, dropout=0.0)
         graph, params, others = nnx.split(model, nnx.Param, ...)
         jac = jaxjd.jac(lambda p: losses(nnx.merge(graph, p, others), X, Y))(
             as_pure(params)

@@ -115,12 +115,9 @@ def face_cg(
         violation = jnp.minimum(0, jnp.where(face, x, y))
         return jnp.where(face, y, 0), jnp.where(free, violation, 0)
 
-    def guess(x, y):
-        return free & ((x > 0) | (y < 0))
-
     def start(x):
         y = matmul(b + x, C)
-        face = guess(x, y)
+        face = free & ((x > 0) | (y < 0))
         gradient, violation = split(face, x, y)
         residual = _square(gradient)
         total = residual + _square(violation)
@@ -140,6 +137,25 @@ def face_cg(
             stalls=zeros,
             proximal_steps=zeros,
             iterations=jnp.zeros((), jnp.int32),
+        )
+
+    def is_settled(s: _Rows, x, y):
+        """Is the solution of a shifted problem one of the problem itself?
+
+        Its gradient differs by `shift * moved`. Not worth another step: one that turns
+        the update by less than rounding does, one where the update itself is below
+        rounding (a Pareto-stationary point), and a first one whose ridge is so small
+        beside the squared norm of the update that its effect, of second order, is lost.
+        """
+        z, moved = b + x, x - s.anchor
+        moved2, size = _square(moved), _square(z)
+        update = jnp.sum(z * (y - s.shift[:, None] * moved), axis=-1)
+        return (
+            (s.shift**2 * moved2 <= tolerance2)
+            | (jnp.maximum(s.shift, s.shift**2) * moved2 <= eps * update)
+            | (update <= default_ridge(m, dtype) * size)
+            | ((s.shift <= ridge) & (ridge * size <= 0.3 * eps**0.5 * update))
+            | (s.proximal_steps >= _MAX_PROXIMAL_STEPS)
         )
 
     def step(s: _Rows) -> _Rows:
@@ -165,23 +181,7 @@ def face_cg(
         verified = jnp.where(verifying, total, s.verified)
         solved = (fresh[:, 0] & small) | at_floor
 
-        # Is the solution of the shifted problem one of the problem itself? Its gradient
-        # differs by `shift * moved`. Not worth another step: one that turns the update
-        # by less than rounding does, one where the update itself is below rounding
-        # (a Pareto-stationary point), and a first one whose ridge is so small beside
-        # the squared norm of the update that its effect, of second order, is lost.
-        z = b + x
-        moved = x - s.anchor
-        unshifted = y - shift * moved
-        moved2, size = _square(moved), _square(z)
-        update = jnp.sum(z * unshifted, axis=-1)
-        settled = (
-            (s.shift**2 * moved2 <= tolerance2)
-            | (jnp.maximum(s.shift, s.shift**2) * moved2 <= eps * update)
-            | (update <= default_ridge(m, dtype) * size)
-            | ((s.shift <= ridge) & (ridge * size <= 0.3 * eps**0.5 * update))
-            | (s.proximal_steps >= _MAX_PROXIMAL_STEPS)
-        )
+        settled = lax.cond(jnp.any(solved), is_settled, lambda *_: solved, s, x, y)
         done = (s.mode == _DONE) | broken | (solved & settled)
         move = solved & ~settled & ~done
 
@@ -202,19 +202,15 @@ def face_cg(
         restart = move | stall
         x = jnp.where(restart[:, None], jnp.maximum(x, 0), x)
         anchor = jnp.where(restart[:, None], x, s.anchor)
-        y = jnp.where(move[:, None], unshifted, y)
-        face = jnp.where(move[:, None], guess(x, y), face)
-        gradient = jnp.where(move[:, None], jnp.where(face, y, 0), gradient)
-        residual = jnp.where(move, _square(gradient), residual)
         raised = jnp.maximum(10 * s.shift, hard_shift)
         lowered = jnp.where(s.shift > 5 * hard_shift, s.shift / 10, ridge)
         lowered = jnp.where(s.stalls <= _MAX_DESCENTS, lowered, s.shift)
         new_shift = jnp.where(stall, raised, jnp.where(move, lowered, s.shift))
 
         verify = descending & small
-        mode = jnp.where(pivot, _EVALUATE, jnp.where(verify, _VERIFY, _DESCEND))
+        mode = jnp.where(pivot | move, _EVALUATE, jnp.where(verify, _VERIFY, _DESCEND))
         mode = jnp.where(done, _DONE, mode).astype(jnp.int32)
-        continued = descending & ~move & (s.residual > 0)
+        continued = descending & (s.residual > 0)
         ratio = jnp.where(continued, residual / jnp.where(continued, s.residual, 1), 0)
         direction = ratio[:, None] * s.direction - gradient
         return _Rows(

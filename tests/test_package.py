@@ -1,0 +1,67 @@
+"""Is the package what its metadata say, and its public face complete?"""
+
+import inspect
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import jaxjd
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert jaxjd.__version__ == project["version"] == version("jaxjd")
+
+
+def test_core_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {dependency.split(">=")[0] for dependency in project["dependencies"]}
+    assert names == {"jax", "jaxlib", "optax", "jaxtyping"}
+
+
+def test_importing_needs_the_core_only():
+    code = (
+        "import sys, jaxjd\n"
+        "extras = {'flax', 'torch', 'torchjd', 'matplotlib', 'quadprog', 'rich'}\n"
+        "assert not extras & set(sys.modules), extras & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_what_the_wheel_installs(tmp_path):
+    """At top level nothing but `jaxjd`, and in it the checkout's `interop`."""
+    builder = pytest.importorskip("hatchling.builders.wheel")
+    (wheel,) = builder.WheelBuilder(str(ROOT)).build(
+        directory=str(tmp_path), versions=["standard"]
+    )
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"jaxjd"}
+    assert {"jaxjd/py.typed", "jaxjd/interop/__main__.py"} <= set(names)
+    assert not any("__pycache__" in name for name in names)
+
+
+def test_everything_public_is_documented():
+    missing = []
+    for module in (jaxjd, jaxjd.weighting, jaxjd.solvers):
+        for name, value in vars(module).items():
+            if name.startswith("_") or inspect.ismodule(value):
+                continue
+            if not (inspect.getdoc(value) or "").strip():
+                missing.append(f"{module.__name__}.{name}")
+    for name, value in vars(jaxjd.Jacobian).items():
+        if callable(value) and not name.startswith("_") and not value.__doc__:
+            missing.append(f"Jacobian.{name}")
+    assert not missing
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="module 'jaxjd' has no attribute 'upgard'"):
+        _ = jaxjd.upgard
