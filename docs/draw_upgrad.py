@@ -22,7 +22,10 @@ def main() -> None:
     circle = 4 * np.stack([np.cos(directions), np.sin(directions)], axis=1)
     inside = circle[(circle @ GRADIENTS.T >= 0).all(axis=1)]
     axes.fill(
-        *np.vstack([np.zeros(2), inside, np.zeros(2)]).T, color="#2a9d8f", alpha=0.18, lw=0
+        *np.vstack([np.zeros(2), inside, np.zeros(2)]).T,
+        color="#2a9d8f",
+        alpha=0.18,
+        lw=0,
     )
     axes.text(0.0, 1.66, "no loss increases", color="#1d6f65", ha="center", fontsize=9)
     arrows = [

@@ -28,7 +28,7 @@ class Losses:
     per-example function returns a pytree of several arrays.
     """
 
-    structure: jax.tree_util.PyTreeDef
+    structure: Any  # A jax.tree_util.PyTreeDef.
     shapes: tuple[tuple[int, ...], ...]
     num_examples: int | None
 
@@ -84,7 +84,7 @@ class Parameters:
     `kept` are positions of leaves. In trees the others are an `optax.MaskedNode`.
     """
 
-    structure: jax.tree_util.PyTreeDef
+    structure: Any  # A jax.tree_util.PyTreeDef.
     shapes: tuple[tuple[int, ...], ...]
     kept: tuple[int, ...]
 
@@ -95,18 +95,19 @@ class Parameters:
         return jax.tree.unflatten(self.structure, tree)
 
     def flatten(self, name: str, tree: PyTree) -> list[Array]:
-        """The kept leaves of a tree like the parameters; the others are not looked at."""
+        """The kept leaves of a tree like the parameters; the others may be anything."""
+        expected = self.kept_shapes()
         try:
             leaves = self.structure.flatten_up_to(tree)
         except ValueError as error:
             raise ValueError(
-                f"`{name}` must be structured like the parameters, {self.kept_shapes()}. "
+                f"`{name}` must be structured like the parameters, {expected}. "
                 f"Got {jax.tree.structure(tree)}."
             ) from error
         kept = [leaves[i] for i in self.kept]
         if [jnp.shape(x) for x in kept] != [self.shapes[i] for i in self.kept]:
             raise ValueError(
-                f"`{name}` must have the shapes of the parameters, {self.kept_shapes()}. "
+                f"`{name}` must have the shapes of the parameters, {expected}. "
                 f"Got {self.unflatten([list(jnp.shape(x)) for x in kept])}."
             )
         return [jnp.asarray(x) for x in kept]
@@ -178,7 +179,8 @@ class Jacobian(metaclass=ExplainsItself):
         if other.parameters != self.parameters:
             raise ValueError(
                 "`other` must be taken with respect to the same parameters, "
-                f"{self.parameters.kept_shapes()}. Got {other.parameters.kept_shapes()}."
+                f"{self.parameters.kept_shapes()}. "
+                f"Got {other.parameters.kept_shapes()}."
             )
         products = engine.products_by_blocks(self.rows, other.rows)
         return other.losses.from_engine(self.losses.from_engine(products).T).T
@@ -431,8 +433,8 @@ def as_parameters(tree: PyTree, position: int) -> PyTree:
         if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"The parameters, argument {position} of `fun`, must be real floating-"
-                f"point arrays. Got {dtype} at {keystr(path) or 'the argument itself'}. "
-                "Pass what is not to be differentiated as another argument."
+                f"point arrays. Got {dtype} at {keystr(path) or 'the top'}. Pass "
+                "what is not to be differentiated as another argument."
             )
     return jax.tree.map(jnp.asarray, tree)
 
@@ -480,5 +482,5 @@ def check_losses(losses: PyTree[jax.ShapeDtypeStruct]) -> None:
         if not jnp.issubdtype(loss.dtype, jnp.floating):
             raise TypeError(
                 "`fun` must return losses that are real floating-point arrays. "
-                f"Got {loss.dtype} at {keystr(path) or 'the output itself'}."
+                f"Got {loss.dtype} at {keystr(path) or 'the top'}."
             )

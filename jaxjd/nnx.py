@@ -113,7 +113,9 @@ def value_and_jac(
             f"`wrt` must be a type of variables, such as `nnx.Param`. Got {wrt!r}."
         )
     if not isinstance(argnums, int):
-        raise TypeError(f"`argnums` must be the position of the model. Got {argnums!r}.")
+        raise TypeError(
+            f"`argnums` must be the position of the model. Got {argnums!r}."
+        )
 
     @functools.wraps(fun)
     def value_and_jac_fun(*args: Any) -> tuple[Any, Jacobian]:
@@ -181,7 +183,7 @@ def check_unchanged(
     before: dict[str, tuple[type[nnx.Variable], list[Any]]],
     after: dict[str, tuple[type[nnx.Variable], list[Any]]],
 ) -> None:
-    """**Raises:** `ValueError` if more than the counts of random streams was written."""
+    """**Raises:** `ValueError` if more was written than counts of random streams."""
     for name, (variable, leaves) in after.items():
         _, known = before.get(name, (variable, []))
         same = len(known) == len(leaves) and all(map(operator.is_, known, leaves))

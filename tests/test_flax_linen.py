@@ -52,7 +52,9 @@ def test_train_state():
 
     first, losses = step(state)
     # The step that it should have been, by hand.
-    rows = jax.vmap(jax.grad(example_loss(model.apply)), (None, 0, 0))(state.params, X, Y)
+    rows = jax.vmap(jax.grad(example_loss(model.apply)), (None, 0, 0))(
+        state.params, X, Y
+    )
     flat = jnp.concatenate([r.reshape(16, -1) for r in jax.tree.leaves(rows)], axis=1)
     weights = jaxjd.weighting.upgrad()(flat @ flat.T)
     update = jax.tree.map(lambda r: jnp.tensordot(weights, r, 1), rows)
@@ -70,7 +72,7 @@ def test_train_state():
 
 
 def test_batch_norm_of_the_whole_batch():
-    """Written for the batch, training mode works, its statistics as auxiliary output."""
+    """In a function of the batch training mode works, its statistics as `aux`."""
     model = Net(batch_norm=True)
     variables = model.init(jax.random.key(1), X)
 
@@ -90,9 +92,9 @@ def test_batch_norm_of_the_whole_batch():
     expected, _ = jax.jacrev(losses, has_aux=True)(params, statistics, X, Y)
     dense = jac.dense()
     jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-5), dense, expected)
-    mean = model.apply(
-        variables, X, train=True, mutable=["batch_stats"]
-    )[1]["batch_stats"]["BatchNorm_0"]["mean"]
+    mean = model.apply(variables, X, train=True, mutable=["batch_stats"])[1][
+        "batch_stats"
+    ]["BatchNorm_0"]["mean"]
     assert_allclose(updated["BatchNorm_0"]["mean"], mean, rtol=1e-6)
 
 
@@ -114,7 +116,9 @@ class TestBatchNormOfOneExample:
 
     def test_in_training_mode(self):
         make, params = self.loss(train=True)
-        message = "BatchNorm 'BatchNorm_0' is in training mode.*running averages.*GroupNorm"
+        message = (
+            "BatchNorm 'BatchNorm_0' is in training mode.*running averages.*GroupNorm"
+        )
         with pytest.raises(ValueError, match=message):
             make(params, X, Y)
 

@@ -128,7 +128,9 @@ class TestPerExample:
     def test_batch_statistics_are_refused(self):
         message = r"writes the model's BatchStat at \['norm'\].*running averages"
         with pytest.raises(ValueError, match=message):
-            jaxjd.nnx.value_and_jac(losses, in_axes=(None, 0, 0))(Net(nnx.Rngs(0)), X, Y)
+            jaxjd.nnx.value_and_jac(losses, in_axes=(None, 0, 0))(
+                Net(nnx.Rngs(0)), X, Y
+            )
 
     def test_running_averages_are_not(self):
         model = Net(nnx.Rngs(0))
@@ -143,7 +145,9 @@ class TestPerExample:
 
         model = self.model()
         model.calls = nnx.Variable(jnp.array(0))
-        with pytest.raises(ValueError, match="writes the model's Variable at .*'calls'"):
+        with pytest.raises(
+            ValueError, match="writes the model's Variable at .*'calls'"
+        ):
             jaxjd.nnx.value_and_jac(counting, in_axes=(None, 0, 0))(model, X, Y)
 
 
@@ -190,7 +194,9 @@ class TestErrors:
             jaxjd.nnx.value_and_jac(losses, argnums=(0, 1))
 
     def test_no_model(self):
-        with pytest.raises(TypeError, match="Argument 0 of `fun` must be an nnx.Module"):
+        with pytest.raises(
+            TypeError, match="Argument 0 of `fun` must be an nnx.Module"
+        ):
             jaxjd.nnx.value_and_jac(losses)({"w": jnp.ones(3)}, X, Y)
 
     def test_the_plain_jacobian(self):

@@ -63,5 +63,7 @@ def test_everything_public_is_documented():
 
 
 def test_an_unknown_name():
-    with pytest.raises(AttributeError, match="module 'jaxjd' has no attribute 'upgard'"):
+    with pytest.raises(
+        AttributeError, match="module 'jaxjd' has no attribute 'upgard'"
+    ):
         _ = jaxjd.upgard

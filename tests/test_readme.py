@@ -18,7 +18,10 @@ def test_all_programs_are_found():
 # At the start the largest of the printed losses is above 1 in each.
 @pytest.mark.parametrize(
     ("program", "threshold"),
-    [(program, bound) for (_, program), bound in zip(PROGRAMS, [0.35, 0.2, 0.2], strict=True)],
+    [
+        (program, bound)
+        for (_, program), bound in zip(PROGRAMS, [0.35, 0.2, 0.2], strict=True)
+    ],
     ids=[title for title, _ in PROGRAMS],
 )
 def test_program(program, threshold):

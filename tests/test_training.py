@@ -34,9 +34,9 @@ def start():
 
 
 def test_an_epoch_is_one_scan():
-    (params, state), losses = jax.jit(
-        lambda carry: jax.lax.scan(step, carry, data())
-    )(start())
+    (params, state), losses = jax.jit(lambda carry: jax.lax.scan(step, carry, data()))(
+        start()
+    )
     carry = start()
     by_hand = []
     compiled = jax.jit(step)
@@ -93,7 +93,9 @@ def test_bfloat16_parameters():
 
     @jax.jit
     def train(params, state):
-        losses, jac = jaxjd.value_and_jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+        losses, jac = jaxjd.value_and_jac(models.loss, in_axes=(None, 0, 0))(
+            params, x, y
+        )
         updates, state = tx.update(jac, state, params)
         return optax.apply_updates(params, updates), state, losses.mean(), jac.gramian()
 
@@ -114,7 +116,10 @@ def test_a_trunk_and_two_heads():
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
         "trunk": jax.random.normal(keys[0], (5, 8)) / 2,
-        "heads": {k: jax.random.normal(key, (8,)) for k, key in zip("ab", keys[1:], strict=True)},
+        "heads": {
+            k: jax.random.normal(key, (8,))
+            for k, key in zip("ab", keys[1:], strict=True)
+        },
     }
 
     def losses(params):
@@ -135,7 +140,9 @@ def test_a_trunk_and_two_heads():
     result = update(params)
     for task in "ab":
         expected = jax.grad(lambda p, task=task: losses(p)[task])(params)
-        assert_allclose(result["heads"][task], expected["heads"][task], rtol=1e-4, atol=1e-6)
+        assert_allclose(
+            result["heads"][task], expected["heads"][task], rtol=1e-4, atol=1e-6
+        )
         # No task loses from the update of the trunk.
         inner = jnp.sum(expected["trunk"] * result["trunk"])
         norms = jnp.linalg.norm(expected["trunk"]) * jnp.linalg.norm(result["trunk"])

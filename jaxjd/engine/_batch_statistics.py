@@ -37,8 +37,9 @@ def forbid_batch_statistics(per_example: bool) -> Iterator[None]:
             if not use_running_average:
                 raise ValueError(
                     "`fun` is written for one example (`in_axes` is given), but the "
-                    f"BatchNorm {'/'.join(module.path) or module.name!r} is in training "
-                    f"mode: it would take its statistics from one example. {BATCH_STATISTICS_ADVICE}"
+                    f"BatchNorm {'/'.join(module.path)!r} is in training mode: it "
+                    "would take its statistics from one example. "
+                    + BATCH_STATISTICS_ADVICE
                 )
         return call(*args, **kwargs)
 

@@ -61,7 +61,7 @@ class LossFunction:
         return outputs[: self.num_loss_leaves], outputs[self.num_loss_leaves :]
 
     def all_outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        """The same for all examples, with a leading axis of examples if there is one."""
+        """The same for all examples: with a leading axis of them, if there are any."""
         if self.axes is None:
             return self.outputs(inputs)
         return jax.vmap(self.outputs, (list(self.axes),))(list(inputs))
@@ -112,7 +112,9 @@ def trace(
     leaves, structure = jax.tree.flatten(args)
     arrays = [is_array(leaf) for leaf in leaves]
     traced = [leaf for leaf, array in zip(leaves, arrays, strict=True) if array]
-    static = tuple(leaf for leaf, array in zip(leaves, arrays, strict=True) if not array)
+    static = tuple(
+        leaf for leaf, array in zip(leaves, arrays, strict=True) if not array
+    )
     if in_axes is None:
         axes = None
         examples = traced

@@ -41,7 +41,7 @@ class Chunked:
         return dense(self.function, self.inputs, self.argnums).leaves
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
-        """Some rows: one backward pass each, of the one example only if there is one."""
+        """Some rows, one backward pass each: of one example only, if there are any."""
         dtype = self.function.loss_dtype
         if self.function.axes is None:
             one_hot = indices[:, None] == jnp.arange(self.num_rows)[None]
@@ -109,12 +109,16 @@ class Chunked:
         present = indices < examples
         indices = jnp.minimum(indices, examples - 1)
         weights = weights.reshape(examples, per_example)[indices]
-        weights = jnp.where(present[..., None], weights, 0).astype(self.function.loss_dtype)
+        weights = jnp.where(present[..., None], weights, 0).astype(
+            self.function.loss_dtype
+        )
 
         def add_chunk(total, chunk):
             indices, weights = chunk
             gradient = self._pullback(self._examples_at(indices))(weights.ravel())
-            summed = [t + g.astype(t.dtype) for t, g in zip(total, gradient, strict=True)]
+            summed = [
+                t + g.astype(t.dtype) for t, g in zip(total, gradient, strict=True)
+            ]
             return summed, None
 
         point = [self.inputs[i] for i in self.argnums]

@@ -62,13 +62,13 @@ def pullback_at(
 def dense(
     function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
 ) -> Dense:
-    """Materialise J, one backward pass per row, of one example only if there is one."""
+    """Materialise J, one backward pass per row, of its example only if it has one."""
 
-    def rows(inputs):
+    def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)
         return list(jax.vmap(pullback)(jnp.eye(losses.size, dtype=losses.dtype)))
 
     if function.axes is None:
-        return Dense(rows(inputs))
-    rows = jax.vmap(rows, (list(function.axes),))(list(inputs))
+        return Dense(call_rows(inputs))
+    rows = jax.vmap(call_rows, (list(function.axes),))(list(inputs))
     return Dense([leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows])

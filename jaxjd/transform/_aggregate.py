@@ -4,13 +4,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 from optax.experimental import aggregating
 
-from jaxjd.jacobian import Jacobian
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.weighting import Weighting
 
@@ -41,7 +39,8 @@ def aggregate(
 
     **Arguments:**
 
-    - `weighting`: from [`jaxjd.weighting`][], or any function from a Gramian to weights.
+    - `weighting`: from [`jaxjd.weighting`][], or any function from a Gramian to m
+      weights.
     - `wrt`: a pytree of bools like the parameters or a prefix of them, or a function
       from the parameters to one. The weights then come from the Gramian of the chosen
       parameters only, and are applied to all of them: partial Jacobian descent.
@@ -61,8 +60,8 @@ def aggregate(
         return AggregateState(state)
 
     def update_fn(
-        updates: Jacobian | PyTree[Float[Array, "m ..."]],
-        state: AggregateState,
+        updates: Any,  # A Jacobian, or a pytree of arrays [m, ...].
+        state: Any,
         params: optax.Params | None = None,
         *,
         mask: Bool[Array, " m"] | None = None,
@@ -71,6 +70,11 @@ def aggregate(
         jacobian = as_jacobian(updates, params)
         chosen = jacobian
         if wrt is not None:
+            if callable(wrt) and params is None:
+                raise ValueError(
+                    "`params` must be given to `update`, as `wrt` is a function of them: "
+                    "`tx.update(updates, state, params)`."
+                )
             chosen = jacobian.restrict(wrt(params) if callable(wrt) else wrt)
         gramian = chosen.gramian()
         if isinstance(weighting, Weighting):

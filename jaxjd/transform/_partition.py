@@ -79,7 +79,7 @@ def partition(
 
     def update_fn(
         updates: Any,
-        state: PartitionState,
+        state: Any,
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, PartitionState]:
@@ -97,8 +97,9 @@ def partition(
             chosen = [x == label for x in flat]
             if not any(chosen):
                 continue
+            restricted: Any = jacobian.restrict(jax.tree.unflatten(structure, chosen))
             group, groups[label] = transform.update(
-                jacobian.restrict(jax.tree.unflatten(structure, chosen)),
+                restricted,
                 state.groups[label],
                 only(params, chosen),
                 **extra_args,

@@ -26,7 +26,7 @@ def dualproj(
     constrains the gradient of the current task; Quinton & Rey (2024),
     arXiv:2406.16232, section 4, for the mean gradient.
     """
-    checked = preference
+    checked = None
     if preference is not None:
         checked = check_vector("preference", preference, nonnegative=True)
 

@@ -37,7 +37,7 @@ def upgrad(
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, equation 5 and Proposition 1.
     """
-    checked = preference
+    checked = None
     if preference is not None:
         checked = check_vector("preference", preference, nonnegative=True)
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from jaxjd.engine import accumulation_dtype
@@ -96,9 +97,7 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
             f"`gramian` must be a square matrix, [m, m]. Got shape {gramian.shape}."
         )
     if not jnp.issubdtype(gramian.dtype, jnp.floating):
-        raise TypeError(
-            f"`gramian` must be real floating-point. Got {gramian.dtype}."
-        )
+        raise TypeError(f"`gramian` must be real floating-point. Got {gramian.dtype}.")
     return gramian.astype(accumulation_dtype(gramian))
 
 
@@ -125,14 +124,16 @@ def check_vector(
     **Raises:** `TypeError` if it is not real; `ValueError` if it is not a vector of
     finite numbers, or has a negative one where none may be.
     """
-    vector = values if isinstance(values, jax.Array) else jnp.asarray(np.asarray(values))
+    vector = (
+        values if isinstance(values, jax.Array) else jnp.asarray(np.asarray(values))
+    )
     if jnp.issubdtype(vector.dtype, jnp.integer):
         vector = vector.astype(float)
     if not jnp.issubdtype(vector.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be real numbers. Got {vector.dtype}.")
     if vector.ndim != 1 or not vector.size:
         raise ValueError(f"`{name}` must be a vector, [m]. Got shape {vector.shape}.")
-    if isinstance(vector, jax.core.Tracer):
+    if isinstance(vector, Tracer):
         return vector
     concrete = np.asarray(vector)
     if not np.isfinite(concrete).all():

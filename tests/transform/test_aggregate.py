@@ -57,7 +57,10 @@ def test_weights_of_some_parameters_for_all(params, jac):
     """Partial Jacobian descent."""
     mask = {"hidden": True, "scale": False}
     expected = jac.vjp(jaxjd.weighting.upgrad()(jac.restrict(mask).gramian()))
-    for wrt in (mask, lambda params: {"hidden": params["scale"].ndim == 0, "scale": False}):
+    for wrt in (
+        mask,
+        lambda params: {"hidden": params["scale"].ndim == 0, "scale": False},
+    ):
         tx = jaxjd.aggregate(jaxjd.weighting.upgrad(), wrt=wrt)
         actual = update(tx, jac, params)
         jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12), actual, expected)
@@ -65,7 +68,10 @@ def test_weights_of_some_parameters_for_all(params, jac):
 
 def test_one_loss_gives_its_gradient(params):
     x, y = models.examples()
-    mean = lambda p: models.batched(models.loss)(p, x, y).mean()
+
+    def mean(p):
+        return models.batched(models.loss)(p, x, y).mean()
+
     gradient = models.ravel(jax.grad(mean)(params))
     for name in ("upgrad", "dualproj", "mean", "sum"):
         actual = update(getattr(jaxjd, name)(), jaxjd.jac(mean)(params), params)
@@ -80,7 +86,9 @@ def test_zero_gradients_give_a_zero_update(params):
 
 def test_nan_in_a_loss_gives_nan(params):
     x, y = models.examples(4)
-    jac = jaxjd.jac(models.loss, in_axes=(None, 0, 0))(params, x.at[1, 1].set(jnp.nan), y)
+    jac = jaxjd.jac(models.loss, in_axes=(None, 0, 0))(
+        params, x.at[1, 1].set(jnp.nan), y
+    )
     for name in ("upgrad", "dualproj", "mean", "sum"):
         tx = getattr(jaxjd, name)()
         actual = jax.jit(lambda jac, tx=tx: update(tx, jac, params))(jac)
@@ -92,10 +100,12 @@ def test_missing_losses(name, params):
     """As if they were not there, with one compilation for every mask."""
     x, y = models.examples(4)
     weights = jnp.array([0.5, 1.5, -1.0, 2.0])
-    make = lambda kept: (
-        jaxjd.constant(weights[kept]) if name == "constant" else getattr(jaxjd, name)()
-    )
     traces = []
+
+    def make(kept):
+        if name == "constant":
+            return jaxjd.constant(weights[kept])
+        return getattr(jaxjd, name)()
 
     @jax.jit
     def masked(x, y, mask):
@@ -110,7 +120,9 @@ def test_missing_losses(name, params):
         mask = jnp.zeros(4, bool).at[kept].set(True)
         actual = masked(x, y, mask)
         # The solver stops at a few times its epsilon.
-        assert_allclose(models.ravel(actual), models.ravel(expected), rtol=1e-9, atol=1e-9)
+        assert_allclose(
+            models.ravel(actual), models.ravel(expected), rtol=1e-9, atol=1e-9
+        )
     none = masked(x, y, jnp.zeros(4, bool))
     assert not models.ravel(none).any()
     assert len(traces) == 1
@@ -119,7 +131,9 @@ def test_missing_losses(name, params):
 class TestErrors:
     def test_an_ordinary_gradient(self, params):
         gradient = jax.tree.map(jnp.ones_like, params)
-        with pytest.raises(ValueError, match=r"leading axis.*Got \(5, 3\), an ordinary"):
+        with pytest.raises(
+            ValueError, match=r"leading axis.*Got \(5, 3\), an ordinary"
+        ):
             update(jaxjd.upgrad(), gradient, params)
 
     def test_an_ordinary_gradient_of_one_matrix(self):
@@ -138,11 +152,17 @@ class TestErrors:
             update(jaxjd.upgrad(), rows, {"a": jnp.ones(2), "b": jnp.ones(3)})
 
     def test_another_structure(self, params, jac):
-        with pytest.raises(ValueError, match="`updates` must be structured like the par"):
+        with pytest.raises(
+            ValueError, match="`updates` must be structured like the par"
+        ):
             update(jaxjd.upgrad(), [jnp.ones((2, 3))], {"a": jnp.ones(3)})
-        with pytest.raises(ValueError, match="`params` must be structured like the par"):
+        with pytest.raises(
+            ValueError, match="`params` must be structured like the par"
+        ):
             update(jaxjd.upgrad(), jac, {"a": jnp.ones(3)})
-        with pytest.raises(ValueError, match="`params` must have the shapes of the par"):
+        with pytest.raises(
+            ValueError, match="`params` must have the shapes of the par"
+        ):
             update(jaxjd.upgrad(), jac, params | {"scale": jnp.ones(9)})
 
     def test_nothing(self):
@@ -168,7 +188,9 @@ class TestErrors:
             update(tx, jac, params, mask=jnp.ones(4, bool))
 
     def test_another_mask(self, params, jac):
-        with pytest.raises(ValueError, match="`mask` must have one entry for each of the 4"):
+        with pytest.raises(
+            ValueError, match="`mask` must have one entry for each of the 4"
+        ):
             update(jaxjd.upgrad(), jac, params, mask=jnp.ones(5, bool))
         with pytest.raises(TypeError, match="`mask` must be of bools"):
             update(jaxjd.upgrad(), jac, params, mask=jnp.ones(4))
@@ -197,7 +219,9 @@ def test_transformations_are_documented_by_their_weightings():
 
 def test_partition_errors(params, jac):
     tx = jaxjd.partition({"a": jaxjd.upgrad()}, {"hidden": "a", "scale": "b"})
-    with pytest.raises(ValueError, match=r"`labels` must be among.*\['a'\]. Got \['b'\]"):
+    with pytest.raises(
+        ValueError, match=r"`labels` must be among.*\['a'\]. Got \['b'\]"
+    ):
         tx.init(params)
     tx = jaxjd.partition({"a": jaxjd.upgrad()}, {"other": "a"})
     with pytest.raises(ValueError, match="`labels` must be structured like the par"):

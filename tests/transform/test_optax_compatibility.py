@@ -6,7 +6,6 @@ raises an error that says what to do.
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +60,9 @@ def run(tx, updates, params=PARAMS, steps=1):
 
 def close(actual, expected):
     # Float32, and weights from a solver that stops at a few times its epsilon.
-    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=1e-6), actual, expected)
+    jax.tree.map(
+        lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=1e-6), actual, expected
+    )
 
 
 def after(link, steps=1):
@@ -159,7 +160,9 @@ def test_the_process_of_optax():
 class TestBeforeAndAround:
     """What would have to understand a Jacobian, and does not."""
 
-    ADVICE = re.escape("put the aggregator, such as jaxjd.upgrad(), first in optax.chain")
+    ADVICE = re.escape(
+        "put the aggregator, such as jaxjd.upgrad(), first in optax.chain"
+    )
 
     @pytest.mark.parametrize(
         "link",

@@ -59,7 +59,9 @@ def test_does_not_compile_again(name):
 
 @every
 def test_vmap_over_gramians(name, x64):
-    gramians = jnp.stack([gramian(key, rank, jnp.float64) for key, rank in [(0, 6), (1, 3)]])
+    gramians = jnp.stack(
+        [gramian(key, rank, jnp.float64) for key, rank in [(0, 6), (1, 3)]]
+    )
     together = jax.vmap(ROWS[name]())(gramians)
     for weights, one in zip(together, gramians, strict=True):
         assert_allclose(weights, ROWS[name]()(one), rtol=1e-7, atol=1e-9)
@@ -97,7 +99,9 @@ def test_permuting_the_losses_permutes_the_weights(name, x64):
 @every
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (0, 0), (2, 6, 6)])
 def test_a_gramian_that_is_not_square(name, shape):
-    with pytest.raises(ValueError, match=r"`gramian` must be a square matrix, \[m, m\]"):
+    with pytest.raises(
+        ValueError, match=r"`gramian` must be a square matrix, \[m, m\]"
+    ):
         ROWS[name]()(jnp.ones(shape))
 
 
