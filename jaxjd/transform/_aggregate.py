@@ -70,12 +70,7 @@ def aggregate(
         jacobian = as_jacobian(updates, params)
         chosen = jacobian
         if wrt is not None:
-            if callable(wrt) and params is None:
-                raise ValueError(
-                    "`params` must be given to `update`, as `wrt` is a function of them: "
-                    "`tx.update(updates, state, params)`."
-                )
-            chosen = jacobian.restrict(wrt(params) if callable(wrt) else wrt)
+            chosen = jacobian.restrict(wrt(needed(params)) if callable(wrt) else wrt)
         gramian = chosen.gramian()
         if isinstance(weighting, Weighting):
             weights, weighting_state = weighting.update(
@@ -96,6 +91,15 @@ def aggregate(
         return jacobian.vjp(weights), AggregateState(weighting_state)
 
     return aggregating.Aggregator(init_fn, update_fn)
+
+
+def needed(params: optax.Params | None) -> optax.Params:
+    if params is None:
+        raise ValueError(
+            "`params` must be given to `update`, for `wrt` or `labels` to be found: "
+            "`tx.update(updates, state, params)`."
+        )
+    return params
 
 
 def aggregator(make: Callable[P, Weighting]) -> Callable[P, aggregating.Aggregator]:

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import PyTree
 from optax.experimental import aggregating
 
+from jaxjd.transform._aggregate import needed
 from jaxjd.transform._as_jacobian import as_jacobian
 
 
@@ -83,11 +84,7 @@ def partition(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, PartitionState]:
-        if params is None:
-            raise ValueError(
-                "`params` must be given to `update`, to know the label of each: "
-                "`tx.update(updates, state, params)`."
-            )
+        params = needed(params)
         jacobian = as_jacobian(updates, params)
         flat = labels_of(params)
         structure = jax.tree.structure(params)
