@@ -1,0 +1,14 @@
+"""How does jaxjd stand next to torch: the same weights, the same arrays, as exact?
+
+- `to_linen`, `to_nnx`: the weights of a torch model for the same model in Flax.
+- `to_jax`, `to_torch`: arrays from one library in the other, without a copy.
+- `python -m interop`: jaxjd and TorchJD on the same inputs, and how far apart they are.
+
+This is `jaxjd.interop` in an installed jaxjd, `python -m jaxjd.interop` then, and needs
+the extra of that name: `pip install "jaxjd[interop]"`.
+"""
+
+from .bridge import to_jax as to_jax
+from .bridge import to_torch as to_torch
+from .convert import to_linen as to_linen
+from .convert import to_nnx as to_nnx

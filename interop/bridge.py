@@ -1,0 +1,73 @@
+"""How does an array cross between torch and JAX without being copied?
+
+By DLPack: both sides then look at the same memory. Nothing is ever copied or cast in
+silence; what cannot cross as it is raises.
+"""
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import torch
+from jaxtyping import Shaped
+
+
+def to_jax(tensor: Shaped[torch.Tensor, "..."]) -> Shaped[jax.Array, "..."]:
+    """The same memory as an array of JAX, on the same device.
+
+    JAX takes its arrays to be constant. Once the tensor has crossed, do not write to it
+    in place: an optimizer of torch does so to parameters. Gradients do not cross.
+
+    **Arguments:**
+
+    - `tensor`: any shape, of a dtype that JAX has enabled. Its strides may be those of
+      a transposition, such as NCHW seen as NHWC, but must leave no gaps.
+
+    **Returns:** an array of the same shape and dtype.
+
+    **Raises:** `TypeError` for what is no tensor. `ValueError` for a dtype that JAX
+    would narrow (float64 and int64 unless `jax.enable_x64`), for strides with gaps, and
+    for a view that does not start on a boundary of 64 bytes.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(
+            f"`tensor` must be a torch.Tensor. Got {type(tensor).__name__}."
+        )
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name in ("float64", "int64", "complex128") and not jax.config.read(
+        "jax_enable_x64"
+    ):
+        raise ValueError(
+            f"`tensor` must have a dtype that JAX has enabled. Got {name}, which JAX "
+            "would narrow. Convert it with `tensor.to`, or use `jax.enable_x64`."
+        )
+    try:
+        return jnp.from_dlpack(tensor.detach(), copy=False)
+    except (ValueError, RuntimeError) as error:  # jaxlib's own error is the latter.
+        raise ValueError(
+            "`tensor` must be compact and start on a boundary of 64 bytes to cross "
+            f"without a copy. Got shape {tuple(tensor.shape)}, strides "
+            f"{tensor.stride()}, offset {tensor.storage_offset()}. Use "
+            "`tensor.clone(memory_format=torch.contiguous_format)`."
+        ) from error
+
+
+def to_torch(array: Shaped[jax.Array, "..."]) -> Shaped[torch.Tensor, "..."]:
+    """The same memory as a tensor of torch, on the same device.
+
+    JAX takes its arrays to be constant, so do not write to the tensor in place.
+
+    **Arguments:**
+
+    - `array`: any shape, on one device, outside of `jit`.
+
+    **Returns:** a tensor of the same shape and dtype, without gradient.
+
+    **Raises:** `TypeError` for what is no concrete array: a NumPy array, or a traced
+    one.
+    """
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        raise TypeError(
+            "`array` must be a concrete jax.Array, outside of `jit`. Got "
+            f"{type(array).__name__}."
+        )
+    return torch.from_dlpack(array)

@@ -1,0 +1,23 @@
+"""How is the same computation run in float32 and in float64, in both libraries?"""
+
+import contextlib
+from typing import Literal
+
+import jax
+import jax.experimental
+import torch
+
+Precision = Literal["float32", "float64"]
+
+
+def jax_precision(
+    precision: Precision,
+) -> contextlib.AbstractContextManager[None]:
+    """A context in which JAX computes in this precision; afterwards it is as before."""
+    # JAX 0.7 has it in jax.experimental only, where newer ones will not have it.
+    where = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return where.enable_x64(precision == "float64")  # pyright: ignore
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    return {"float32": torch.float32, "float64": torch.float64}[precision]

@@ -1,0 +1,177 @@
+"""How far apart are jaxjd and TorchJD on the same inputs, and is that close enough?"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from . import exact, gramians, training, weights
+from .check import Check, Measurement
+from .precision import Precision
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+DESCRIPTION = """\
+Run jaxjd and TorchJD on the same inputs and print how far apart they are.
+
+First table: the largest relative difference, in float32 and in float64, of Gramians,
+of weights and updates under TorchJD's rule of regularisation (norm_eps=1e-4,
+reg_eps=1e-4), and of short training runs. Second table: how far UPGrad of each library,
+with its default settings, is from the exact projection onto the dual cone.
+
+The exit code is 1 if a difference is over its bound, or an update of jaxjd conflicts
+with a gradient; else 0.
+"""
+
+
+def checks(quick: bool = False) -> list[Check]:
+    """The rows of the first table."""
+    rows = [*gramians.checks(), *weights.checks(), *training.checks()]
+    return [row for row in rows if row.quick or not quick]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report.
+
+    **Returns:** the exit code, 1 if anything is over its bound.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__}",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer rows: each method of the engine once, the MLP's training only",
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="also write every number to FILE",
+    )
+    options = parser.parse_args(argv)
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        parser.error(f"argument --json: no folder {options.json.absolute().parent}")
+
+    parity = []
+    for check in checks(options.quick):
+        progress(f"{check.group}: {check.name}")
+        parity.append((check, {p: check.measure(p) for p in PRECISIONS}))
+    comparisons = []
+    for name in exact.QUICK if options.quick else exact.cases():
+        progress(f"exact projection: {name}")
+        comparisons.append({p: exact.compare(name, p) for p in PRECISIONS})
+    progress("")
+
+    passed = [m.passed for _, measured in parity for m in measured.values()]
+    passed += [c.cosine.passed for both in comparisons for c in both.values()]
+    print(parity_table(parity))
+    print()
+    print(exact_table(comparisons))
+    print()
+    print(f"{passed.count(True)} of {len(passed)} within their bounds.")
+    if options.json is not None:
+        content = {
+            "passed": all(passed),
+            "parity": [parity_record(*row) for row in parity],
+            "exact": [exact_record(both) for both in comparisons],
+        }
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    return 0 if all(passed) else 1
+
+
+def parity_table(rows: Iterable[tuple[Check, Mapping[Precision, Measurement]]]) -> str:
+    header = ["", "largest relative difference", "float32", "bound", "float64", "bound"]
+    lines = []
+    for check, measured in rows:
+        cells = [check.group, check.name]
+        for precision in PRECISIONS:
+            measurement = measured[precision]
+            cells += [f"{measurement.value:.1e}", f"{measurement.bound:.0e}"]
+        lines.append([*cells, verdict(measured.values())])
+    return table([*header, ""], lines)
+
+
+def exact_table(rows: Iterable[Mapping[Precision, exact.Comparison]]) -> str:
+    header = [
+        "UPGrad, default settings",
+        "",
+        "distance to exact",
+        "",
+        "worst cosine",
+        "",
+    ]
+    lines = [["", "", "jaxjd", "TorchJD", "jaxjd", "TorchJD", ""]]
+    for both in rows:
+        for precision in PRECISIONS:
+            row = both[precision]
+            lines.append(
+                [
+                    row.name,
+                    precision,
+                    f"{row.jaxjd.distance:.1e}",
+                    f"{row.torchjd.distance:.1e}",
+                    f"{row.jaxjd.cosine:+.1e}",
+                    f"{row.torchjd.cosine:+.1e}",
+                    verdict([row.cosine]),
+                ]
+            )
+    note = (
+        "The distance is relative, ‖Jᵀ(w - w*)‖ / ‖Jᵀw*‖ with the exact weights w*.\n"
+        "The cosine is the smallest between the update and a gradient: below 0, a\n"
+        f"loss increases. jaxjd passes from {exact.WORST_COSINE:g}; of TorchJD nothing "
+        "is asked."
+    )
+    return table([*header, ""], lines) + "\n\n" + note
+
+
+def parity_record(
+    check: Check, measured: Mapping[Precision, Measurement]
+) -> dict[str, Any]:
+    numbers = {
+        p: {"difference": number(m.value), "bound": m.bound, "passed": m.passed}
+        for p, m in measured.items()
+    }
+    return {"group": check.group, "name": check.name, **numbers}
+
+
+def exact_record(both: Mapping[Precision, exact.Comparison]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for precision, row in both.items():
+        record["name"] = row.name
+        record[precision] = {
+            "jaxjd": {k: number(x) for k, x in vars(row.jaxjd).items()},
+            "torchjd": {k: number(x) for k, x in vars(row.torchjd).items()},
+            "passed": row.cosine.passed,
+        }
+    return record
+
+
+def number(value: float) -> float | None:
+    """JSON has no NaN and no infinity: null."""
+    return value if math.isfinite(value) else None
+
+
+def verdict(measurements: Iterable[Measurement]) -> str:
+    return "pass" if all(m.passed for m in measurements) else "FAIL"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown, padded so that it reads as it is."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def progress(what: str) -> None:
+    """One line, overwritten by the next; nothing where the output is no terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)

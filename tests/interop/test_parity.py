@@ -1,0 +1,105 @@
+"""Is every row of the parity report within its bound?
+
+The same functions as `python -m interop`. Rows that its `--quick` leaves out are slow.
+"""
+
+import pytest
+
+pytest.importorskip("torchjd")
+
+import math
+
+import numpy as np
+import optax
+
+from interop import gramians, jacobians, models, training, weights
+from interop.check import Check, Measurement
+from interop.report import PRECISIONS, checks
+
+ROWS = [
+    pytest.param(
+        row, id=f"{row.group}-{row.name}", marks=() if row.quick else pytest.mark.slow
+    )
+    for row in checks()
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("check", ROWS)
+def test_both_libraries_agree(check: Check, precision):
+    measurement = check.measure(precision)
+    assert measurement.passed, measurement
+
+
+def test_rows_are_computed_in_the_precision_that_they_claim():
+    """float32 is coarser by nine digits: a row that ignores it would not be."""
+    for row in checks(quick=True):
+        if row.name == "upgrad, conflicting":
+            in_float32, in_float64 = (row.measure(p).value for p in PRECISIONS)
+            assert in_float32 > 1e-9 > 1e-12 > in_float64
+
+
+@pytest.mark.parametrize("value", [2.0, math.nan, math.inf])
+def test_over_the_bound_and_nan_do_not_pass(value):
+    assert not Measurement(value, bound=1.0).passed
+    assert Measurement(1.0, bound=1.0).passed
+
+
+def test_a_wrong_gramian_is_seen(monkeypatch):
+    """By a millionth, in one parameter: the weight of one output's bias."""
+
+    def loss(self, variables, image, label):
+        variables = {"params": dict(variables["params"])}
+        last = variables["params"]["Dense_2"]
+        variables["params"]["Dense_2"] = {**last, "bias": last["bias"] * (1 + 1e-6)}
+        return original(self, variables, image, label)
+
+    original = models.Twins.loss
+    difference = dict(make=models.mlp, method="dense")
+    assert gramians.gramian_difference("float64", **difference) < 1e-12
+    monkeypatch.setattr(models.Twins, "loss", loss)
+    assert gramians.gramian_difference("float64", **difference) > 1e-9
+
+
+def test_another_regularisation_is_seen(monkeypatch):
+    monkeypatch.setattr(weights, "options", lambda _: {"reg_eps": 1.01e-4})
+    difference = weights.weights_difference(
+        "float64", method="upgrad", kind="conflicting"
+    )
+    assert difference > 1e-6
+
+
+def test_a_wrong_step_is_seen(monkeypatch):
+    monkeypatch.setattr(training, "NUM_STEPS", 3)
+    longer = training.SGD._replace(optax=optax.sgd(0.03 * (1 + 1e-5)))
+    difference = training.run_difference("float64", make=models.mlp, optimizer=longer)
+    assert difference > 1e-6
+
+
+@pytest.mark.parametrize("kind", jacobians.comparable())
+def test_kinds_of_jacobians_have_the_property_of_their_name(kind):
+    for rows in jacobians.comparable()[kind]:
+        gramian = jacobians.gramian(rows, "float64")
+        norms = np.linalg.norm(rows, axis=1)
+        rank = np.linalg.matrix_rank(rows)
+        match kind:
+            case "conflicting":
+                assert gramian[~np.eye(len(rows), dtype=bool)].max() < 0
+            case "rank-deficient" | "random of rank 6" | "duplicate rows":
+                assert rank == len(rows) / 2
+            case "opposed rows":
+                assert (rows[:6] == -rows[6:]).all()
+            case "near-duplicate rows":
+                assert 1e-4 < np.linalg.svd(rows)[1].min() < 1e-2 < norms.min()
+            case "row norms 1..1000":
+                assert norms.max() / norms.min() == pytest.approx(1000)
+            case "one zero row":
+                assert (norms == 0).sum() == 1
+            case "zero":
+                assert (gramian == 0).all()
+            case "trace below norm_eps":
+                assert 0 < np.trace(gramian) < weights.EPS["norm_eps"]
+            case "m = 1":
+                assert gramian.shape == (1, 1)
+            case _:
+                assert rank == len(rows)
