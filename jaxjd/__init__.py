@@ -19,6 +19,7 @@ from typing import Any
 from jaxjd import solvers as solvers
 from jaxjd import weighting as weighting
 from jaxjd.jacobian import Jacobian as Jacobian
+from jaxjd.jacobian import explain as explain
 from jaxjd.jacobian import jac as jac
 from jaxjd.jacobian import value_and_jac as value_and_jac
 from jaxjd.transform import AggregateState as AggregateState

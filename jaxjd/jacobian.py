@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxjd import engine
 from jaxjd._misuse import ExplainsItself, guard
 
-Method = Literal["auto", "dense", "chunked"]
+Method = Literal["auto", "dense", "chunked", "structured"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Jacobian(metaclass=ExplainsItself):
     """
 
     guard: Key[Array, "1 1"]
-    rows: engine.Dense | engine.Chunked
+    rows: engine.Dense | engine.Chunked | engine.Structured
     losses: Losses
     parameters: Parameters
 
@@ -242,10 +242,9 @@ class Jacobian(metaclass=ExplainsItself):
         )
 
     def __repr__(self) -> str:
-        method = type(self.rows).__name__.lower()
         return (
             f"Jacobian(num_losses={self.num_losses}, "
-            f"parameters={self.parameters.kept_shapes()}, method={method!r})"
+            f"parameters={self.parameters.kept_shapes()})"
         )
 
     def __contains__(self, key: object) -> bool:
@@ -280,12 +279,15 @@ def value_and_jac(
       loss of another.
     - `has_aux`: whether `fun` returns a pair of the losses and auxiliary output, which
       is returned beside them and also gets a leading axis of examples.
-    - `method`: how the Jacobian is computed. `"dense"` materialises it, all m rows.
-      `"chunked"` computes rows when they are needed, at most `chunk_size` at a time.
-      `"auto"` is `"chunked"`.
-    - `chunk_size`: how many rows may be in memory at once (never less than two, as two
-      rows are needed to compare them); by default all. Smaller needs less memory and
-      more time: about `m / chunk_size` backward passes per row.
+    - `method`: how the Jacobian is computed. `"structured"` forms no rows: one forward
+      and one backward pass leave activations and their cotangents, from which inner
+      products and combinations of rows follow; see [`jaxjd.explain`][]. `"chunked"`
+      computes rows when they are needed. `"dense"` materialises all m of them.
+      `"auto"` is `"structured"` for functions of one example, else `"chunked"`.
+    - `chunk_size`: how many rows, or the activations of how many losses, may be in
+      memory at once; by default all. Never less than two rows, as two are needed to
+      compare them, nor less than one example. Smaller needs less memory and more time:
+      about `m / chunk_size` backward passes per row.
 
     **Returns:** a function that takes the arguments of `fun` and returns the losses
     (or the pair of losses and auxiliary output) and a [`jaxjd.Jacobian`][].
@@ -296,57 +298,26 @@ def value_and_jac(
     """
     check_method(method)
     check_chunk_size(chunk_size)
-    single = isinstance(argnums, int)
-    requested = (argnums,) if single else tuple(argnums)
 
     @functools.wraps(fun)
     def value_and_jac_fun(*args: Any) -> tuple[Any, Jacobian]:
-        positions = check_argnums(requested, len(args))
-        args = tuple(
-            as_parameters(arg, i) if i in positions else arg
-            for i, arg in enumerate(args)
-        )
-        axes = check_in_axes(in_axes, positions, len(args))
-
-        def losses_and_aux(*args: Any) -> tuple[Any, Any]:
-            return split_aux(fun(*args)) if has_aux else (fun(*args), None)
-
-        function, inputs, places, example_losses, aux = engine.trace(
-            losses_and_aux, args, axes, identity=fun
-        )
-        check_losses(example_losses)
-        num_examples = function.num_examples(inputs)
-        batch = () if num_examples is None else (num_examples,)
-        shapes = tuple((*batch, *x.shape) for x in jax.tree.leaves(example_losses))
-        losses = Losses(jax.tree.structure(example_losses), shapes, num_examples)
-        if losses.num_losses == 0:
-            raise ValueError(
-                "`fun` must return at least one loss. "
-                f"Got {jax.tree.map(lambda x: [*batch, *x.shape], example_losses)}."
-            )
-
-        # The differentiated leaves, in the order in which they are asked for.
-        flat_places = jax.tree.unflatten(jax.tree.structure(args), places)
-        point = [flat_places[i] for i in positions]
-        parameter_places = tuple(jax.tree.leaves(point))
-        structure = jax.tree.structure(point[0] if single else tuple(point))
-        parameters = Parameters(
-            structure,
-            tuple(inputs[i].shape for i in parameter_places),
-            tuple(range(len(parameter_places))),
-        )
-        if method == "dense":
-            rows = engine.dense(function, inputs, parameter_places)
+        found = trace(fun, argnums, in_axes, has_aux, args)
+        function, inputs, positions = found.function, found.inputs, found.positions
+        m = found.losses.num_losses
+        if method == "structured" or (method == "auto" and in_axes is not None):
+            # The losses come from the forward pass that the Jacobian needs.
+            rows, outputs = engine.structured(function, inputs, positions, chunk_size)
         else:
-            rows = engine.Chunked(
-                inputs, function, parameter_places, chunk_size, losses.num_losses
-            )
-        jacobian = Jacobian(guard(), rows, losses, parameters)
-
-        loss_leaves, aux_leaves = function.all_outputs(inputs)
-        values = jax.tree.unflatten(losses.structure, loss_leaves)
+            if method == "dense":
+                rows = engine.dense(function, inputs, positions)
+            else:
+                rows = engine.Chunked(inputs, function, positions, chunk_size, m)
+            outputs = function.all_outputs(inputs)
+        jacobian = Jacobian(guard(), rows, found.losses, found.parameters)
+        loss_leaves, aux_leaves = outputs
+        values = jax.tree.unflatten(found.losses.structure, loss_leaves)
         if has_aux:
-            values = values, jax.tree.unflatten(jax.tree.structure(aux), aux_leaves)
+            values = values, jax.tree.unflatten(found.aux_structure, aux_leaves)
         return values, jacobian
 
     return value_and_jac_fun
@@ -385,6 +356,97 @@ def jac(
         return (jacobian, values[1]) if has_aux else jacobian
 
     return jac_fun
+
+
+def explain(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool = False,
+) -> Callable[..., engine.Explanation]:
+    """Say how `method="structured"` treats each parameter, and what that costs.
+
+    The arguments are those of [`jaxjd.value_and_jac`][].
+
+    **Returns:** a function that takes the arguments of `fun` and returns a table to
+    print: per parameter the operations in which it is used, how inner products of its
+    gradients are computed, the FLOPs and bytes of that, and, where its rows of the
+    Jacobian are formed because no rule covers an operation, which one that is.
+
+    **Raises:** as [`jaxjd.value_and_jac`][].
+    """
+
+    @functools.wraps(fun)
+    def explain_fun(*args: Any) -> engine.Explanation:
+        found = trace(fun, argnums, in_axes, has_aux, args)
+        everything = found.parameters.unflatten(found.positions)
+        names = [
+            keystr(path) or "the parameter"
+            for path, _ in jax.tree_util.tree_leaves_with_path(everything)
+        ]
+        return engine.explain(found.function, found.inputs, found.positions, names)
+
+    return explain_fun
+
+
+class Traced(NamedTuple):
+    """A function of the user, traced and checked, at the point where it was called.
+
+    `positions` are those of the differentiated parameters among the `inputs`.
+    """
+
+    function: engine.LossFunction
+    inputs: list[Array]
+    positions: tuple[int, ...]
+    losses: Losses
+    parameters: Parameters
+    aux_structure: Any
+
+
+def trace(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int],
+    in_axes: Sequence[Any] | None,
+    has_aux: bool,
+    args: Sequence[Any],
+) -> Traced:
+    """**Raises:** as [`jaxjd.value_and_jac`][]."""
+    single = isinstance(argnums, int)
+    wanted = check_argnums((argnums,) if single else tuple(argnums), len(args))
+    args = tuple(
+        as_parameters(arg, i) if i in wanted else arg for i, arg in enumerate(args)
+    )
+    axes = check_in_axes(in_axes, wanted, len(args))
+
+    def losses_and_aux(*args: Any) -> tuple[Any, Any]:
+        return split_aux(fun(*args)) if has_aux else (fun(*args), None)
+
+    function, inputs, places, example_losses, aux = engine.trace(
+        losses_and_aux, args, axes, identity=fun
+    )
+    check_losses(example_losses)
+    num_examples = function.num_examples(inputs)
+    batch = () if num_examples is None else (num_examples,)
+    shapes = tuple((*batch, *x.shape) for x in jax.tree.leaves(example_losses))
+    losses = Losses(jax.tree.structure(example_losses), shapes, num_examples)
+    if losses.num_losses == 0:
+        raise ValueError(
+            "`fun` must return at least one loss. "
+            f"Got {jax.tree.map(lambda x: [*batch, *x.shape], example_losses)}."
+        )
+
+    place_of = jax.tree.unflatten(jax.tree.structure(args), places)
+    point = place_of[wanted[0]] if single else tuple(place_of[i] for i in wanted)
+    positions = tuple(jax.tree.leaves(point))
+    parameters = Parameters(
+        jax.tree.structure(point),
+        tuple(inputs[i].shape for i in positions),
+        tuple(range(len(positions))),
+    )
+    return Traced(
+        function, inputs, positions, losses, parameters, jax.tree.structure(aux)
+    )
 
 
 def check_method(method: str) -> None:

@@ -2,6 +2,7 @@
 
 - `dense`: the whole Jacobian in memory.
 - `chunked`: a few rows at a time, computed anew when needed.
+- `structured`: no rows at all, where that is possible.
 
 Each is a pytree with the methods `rows`, `rows_at`, `gramian`, `vjp`, `jvp` and
 `restrict`, on flat lists of parameters, and knows nothing of how parameters and losses
@@ -18,3 +19,7 @@ from jaxjd.engine.chunked import Chunked as Chunked
 from jaxjd.engine.chunked import products_by_blocks as products_by_blocks
 from jaxjd.engine.dense import Dense as Dense
 from jaxjd.engine.dense import dense as dense
+from jaxjd.engine.structured import Explanation as Explanation
+from jaxjd.engine.structured import Structured as Structured
+from jaxjd.engine.structured import explain as explain
+from jaxjd.engine.structured import structured as structured
