@@ -6,7 +6,7 @@ are never computed.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from jaxjd.engine.structured._walk import Walk, perturb
 class Pass(NamedTuple):
     """What the passes leave behind, for m examples of k losses each.
 
-    - `recorded`: per use the other operands, [m, *levels, *shape].
-    - `cotangents`: per use those of the results, [m, k, *levels, *shape].
+    - `recorded`: per use the other operands, [*levels, m, *shape].
+    - `cotangents`: per use those of the results, [k, *levels, m, *shape].
     - `direct`: per parameter that is perturbed itself its gradients, [m, k, *shape].
     """
 
@@ -57,7 +57,11 @@ def both_passes(
             gradients = jax.vmap(pullback)(jnp.eye(flat.size, dtype=dtype))
         return values, Pass(recorded, *gradients)
 
+    # The axis of examples goes where a scan leaves it, so that nothing is moved.
+    depths = [len(use.levels) for use in plan.uses]
+    axes: Any = depths, [1 + depth for depth in depths], 0
+    out_axes = 0, Pass(*axes)
     if function.axes is None:
-        values, passes = one(inputs)
-        return values, jax.tree.map(lambda x: x[None], passes)
-    return jax.vmap(one, (list(function.axes),))(list(inputs))
+        values, passes = jax.vmap(one, None, out_axes, axis_size=1)(list(inputs))
+        return jax.tree.map(lambda x: x[0], values), passes
+    return jax.vmap(one, (list(function.axes),), out_axes)(list(inputs))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxjd.engine import _contract
@@ -13,6 +12,9 @@ from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._contraction import Contraction, Factors
 from jaxjd.engine.structured._node import Input, Node, pullback
 from jaxjd.engine.structured._plan import Group, Plan, form
+
+# How much larger than its factors the rows of a parameter may be, to be kept.
+REUSED_PER_KEPT = 2
 
 
 class Point(NamedTuple):
@@ -25,6 +27,7 @@ class Point(NamedTuple):
     inputs: Sequence[Array]
     passes: Pass
     leaves: tuple[int, ...]
+    num_rows: int
 
 
 def contraction(point: Point, group: Group) -> Contraction:
@@ -79,7 +82,8 @@ def combination(
 
     def of_use(n: int) -> Array:
         use, recorded = point.plan.uses[n], point.passes.recorded[n]
-        cotangent = _weighted(weights, point.passes.cotangents[n])
+        cotangent = point.passes.cotangents[n]
+        cotangent = _weighted(weights, cotangent, len(use.levels))
         return _use.weighted_gradient(use, _value(use.node, point), recorded, cotangent)
 
     def of_node(uses: Sequence[int]) -> Array:
@@ -103,8 +107,22 @@ def _factors(point: Point, uses: Sequence[int]) -> Factors:
 
 
 def _reuses_rows(point: Point, group: Group) -> bool:
-    """Whether the rows that the Gramian needs are also the cheapest way to combine."""
-    return False
+    """Whether to combine the rows that the Gramian has formed.
+
+    That reads each once, where a weight gradient takes as many operations as the rows
+    took. But until the weights are known the rows must be kept, so they must not be
+    much larger than what is kept anyway. Rows that the Gramian does not form, or has
+    formed in another computation, are formed anew.
+    """
+    if not group.uses or contraction(point, group) == "pairs":
+        return False
+    passes, rows = point.passes, 0
+    for leaf in group.leaves:
+        rows += point.num_rows * point.inputs[leaf].size
+    kept = sum(
+        x.size for n in group.uses for x in (*passes.recorded[n], passes.cotangents[n])
+    )
+    return rows <= REUSED_PER_KEPT * kept
 
 
 def _to_leaves(
@@ -139,15 +157,12 @@ def _value(node: Node, point: Point) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda inputs: node.value(inputs, {}), list(point.inputs))
 
 
-def _weighted(weights: Float[Array, "m k"], cotangent: Array) -> Array:
+def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Array:
     """The weighted sum over the losses of each example, in the cotangent's dtype."""
-    if weights.shape[1] == 1:
-        scale = weights.reshape(-1, *[1] * (cotangent.ndim - 2))
-        return (scale * cotangent[:, 0]).astype(cotangent.dtype)
-    total = jnp.einsum(
-        "mk,mk...->m...", weights, cotangent, precision=jax.lax.Precision.HIGHEST
-    )
-    return total.astype(cotangent.dtype)
+    m, k = weights.shape
+    ones = [1] * (cotangent.ndim - 2 - depth)
+    weights = weights.T.reshape(k, *[1] * depth, m, *ones)
+    return (weights * cotangent).sum(0).astype(cotangent.dtype)
 
 
 def _weighted_sum(weights: Float[Array, "m k"], gradients: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What is the structured Jacobian, whole or by chunks of examples?"""
+"""What is the structured Jacobian, and how is it multiplied?"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxjd.engine import _contract
-from jaxjd.engine._function import LossFunction
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured import _groups
-from jaxjd.engine.structured._backward import Pass, both_passes
+from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._groups import Point
-from jaxjd.engine.structured._plan import Plan, plan
+from jaxjd.engine.structured._plan import Plan
 
 
 @partial(
@@ -51,10 +50,20 @@ class Structured:
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
         k = self._losses_per_example
         example, loss = indices // k, indices % k
+
+        def taken(cotangent, depth):
+            examples_second = jnp.moveaxis(cotangent, 1 + depth, 1)
+            return jnp.moveaxis(examples_second[loss, example][None], 1, 1 + depth)
+
+        depths = [len(use.levels) for use in self.plan.uses]
+        recorded, cotangents, direct = self.passes
         passes = Pass(
-            jax.tree.map(lambda x: x[example], self.passes.recorded),
-            [x[example, loss][:, None] for x in self.passes.cotangents],
-            {n: x[example, loss][:, None] for n, x in self.passes.direct.items()},
+            [
+                tuple(jnp.take(x, example, depth) for x in operands)
+                for operands, depth in zip(recorded, depths, strict=True)
+            ],
+            [taken(x, depth) for x, depth in zip(cotangents, depths, strict=True)],
+            {n: x[example, loss][:, None] for n, x in direct.items()},
         )
         return dataclasses.replace(self, passes=passes, num_rows=len(indices)).rows()
 
@@ -100,17 +109,4 @@ class Structured:
 
     @property
     def _point(self) -> Point:
-        return Point(self.plan, self.inputs, self.passes, self.argnums)
-
-
-def structured(
-    function: LossFunction,
-    inputs: Sequence[Array],
-    argnums: Sequence[int],
-) -> tuple[Structured, tuple[list[Array], list[Array]]]:
-    """The Jacobian; and the losses and other outputs of its forward pass."""
-    found = plan(function, argnums)
-    outputs, passes = both_passes(found, inputs)
-    num_rows = sum(x.size for x in outputs[0])
-    jacobian = Structured(list(inputs), passes, found, tuple(argnums), num_rows)
-    return jacobian, outputs
+        return Point(self.plan, self.inputs, self.passes, self.argnums, self.num_rows)

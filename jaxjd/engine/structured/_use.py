@@ -4,6 +4,7 @@ The rules speak of one example and one iteration of a loop. Here their common fo
 the axes of examples, of losses, and of the scans around the use.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -18,38 +19,36 @@ from jaxjd.engine.structured._walk import Use
 def factors(use: Use, recorded: Sequence[Array], cotangent: Array) -> Factors:
     """One use in the common form."""
     left, right = use.bilinear.left, use.bilinear.right
-    for _ in (*use.levels, "example"):
+    for _ in ("example", *use.levels):
         left, right = jax.vmap(left), jax.vmap(right)
-    right = jax.vmap(right, 1, 1)  # Losses.
+    right = jax.vmap(right)  # Losses.
     return Factors(
-        arranged(use, left(*recorded), 1),
-        arranged(use, right(cotangent), 2),
+        arranged(use, left(*recorded), 0),
+        arranged(use, right(cotangent), 1),
         use.bilinear.sizes.i,
     )
 
 
-def arranged(use: Use, array: Array, start: int) -> Array:
-    """Join the axes of levels, from `start`, to the axes of the common form.
+def arranged(use: Use, array: Array, first: int) -> Array:
+    """Examples to the front, and levels, from axis `first`, to the common form.
 
     A scan that slices the parameter makes more blocks of it; one that uses the same
     parameter again makes more positions.
     """
+    end = first + len(use.levels)
+    sliced = [n for n in range(first, end) if use.levels[n - first] in use.node.levels]
+    repeated = [n for n in range(first, end) if n not in sliced]
+    example, b, t = end, end + 1, end + 2
+    rest = range(t + 1, array.ndim)
+    array = array.transpose(example, *range(first), *sliced, b, *repeated, t, *rest)
     if not use.levels:
         return array
-    of_levels = range(start, start + len(use.levels))
-    sliced = [
-        n for n, x in zip(of_levels, use.levels, strict=True) if x in use.node.levels
-    ]
-    shared = [n for n in of_levels if n not in sliced]
-    b, t = start + len(use.levels), start + len(use.levels) + 1
-    array = array.transpose(
-        *range(start), *sliced, b, *shared, t, *range(t + 1, array.ndim)
-    )
-    kept = array.shape[t + 1 :]
-    blocks = use.bilinear.sizes.b
-    for n in range(len(sliced)):
-        blocks *= array.shape[start + n]
-    return array.reshape(*array.shape[:start], blocks, -1, *kept)
+    if repeated:
+        # As it stands: XLA else merges this transpose with that of the product to come
+        # into one that moves single numbers.
+        array = jax.lax.optimization_barrier(array)
+    blocks = math.prod(array.shape[1 + first : 2 + first + len(sliced)])
+    return array.reshape(*array.shape[: 1 + first], blocks, -1, *array.shape[t + 1 :])
 
 
 def gradient(use: Use, blocks: Array) -> Array:
@@ -68,7 +67,7 @@ def weighted_gradient(
 ) -> Array:
     """The sum over examples of the gradients of one use, like the node's value.
 
-    `cotangent` is [m, *levels, *shape], weighted and summed over losses. The transpose
+    `cotangent` is [*levels, m, *shape], weighted and summed over losses. The transpose
     of the equation itself does this best, be it a matrix product or a convolution.
     """
 
@@ -78,10 +77,9 @@ def weighted_gradient(
         (result,) = _jaxpr.evaluate(use.jaxpr, use.eqn, operands)
         return result
 
-    for level in reversed(use.levels):
+    for level in (None, *reversed(use.levels)):  # None: examples.
         axes = (0 if level in use.node.levels else None, *[0] * len(recorded))
         apply = jax.vmap(apply, axes)
-    apply = jax.vmap(apply, (None, *[0] * len(recorded)))
     zero = jnp.zeros(shape.shape, shape.dtype)
     _, pullback = jax.vjp(lambda node: apply(node, *recorded), zero)
     return pullback(cotangent)[0]

@@ -23,6 +23,11 @@ def float64():
         yield
 
 
+def quickly(fun, *args):
+    """Compile and run once."""
+    return jax.jit(fun).lower(*args).compile(QUICK)(*args)
+
+
 def normal(*shape, seed=0):
     generator = np.random.default_rng([seed, *shape])
     # NumPy's, which stays float64 where modules are imported in JAX's default, float32.
@@ -55,50 +60,47 @@ def relative(actual, expected):
     return jnp.abs(actual - expected).max() / jnp.where(scale > 0, scale, 1)
 
 
-@pytest.fixture
-def agrees():
+def check(fun, params, *examples, direct=(), in_axes=None, tolerance=1e-9):
     """Compare Gramian, combination and losses with brute force, to 1e-9.
 
     `direct` are the names of the parameters, and no others, that are perturbed
     themselves; None leaves it open. They are returned.
     """
+    found = {}
 
-    def check(fun, params, *examples, direct=(), in_axes=None, tolerance=1e-9):
-        found = {}
+    def errors(params, *examples):
+        losses, rows = brute_force(fun, params, *examples, in_axes=in_axes)
+        jacobian, own, paths = traced(fun, params, *examples, in_axes=in_axes)
+        found["direct"] = {
+            paths[jacobian.argnums.index(n)] for n in jacobian.plan.direct
+        }
+        flat = [leaf.reshape(len(losses), -1) for leaf in rows]
+        gramian = sum(leaf @ leaf.T for leaf in flat)
+        weights = normal(len(losses), seed=7)
+        expected = [jnp.tensordot(weights, leaf, 1) for leaf in rows]
+        combined = jacobian.vjp(weights)
+        for x, y in zip(combined, expected, strict=True):
+            assert x.shape == y.shape
+            assert x.dtype == y.dtype
+        # Relative to all parameters: a gradient may vanish in exact arithmetic.
+        scale = jnp.max(jnp.stack([jnp.abs(x).max() for x in expected]))
+        vjp = [jnp.abs(x - y).max() for x, y in zip(combined, expected, strict=True)]
+        mine = jacobian.gramian()
+        return {
+            "losses": relative(jnp.concatenate(own, None).ravel(), losses),
+            "gramian": relative(mine, gramian),
+            "vjp": jnp.max(jnp.stack(vjp)) / jnp.where(scale > 0, scale, 1),
+            "asymmetry": jnp.abs(mine - mine.T).max(),
+        }
 
-        def errors(params, *examples):
-            losses, rows = brute_force(fun, params, *examples, in_axes=in_axes)
-            jacobian, own, paths = traced(fun, params, *examples, in_axes=in_axes)
-            found["direct"] = {
-                paths[jacobian.argnums.index(n)] for n in jacobian.plan.direct
-            }
-            flat = [leaf.reshape(len(losses), -1) for leaf in rows]
-            gramian = sum(leaf @ leaf.T for leaf in flat)
-            weights = normal(len(losses), seed=7)
-            expected = [jnp.tensordot(weights, leaf, 1) for leaf in rows]
-            combined = jacobian.vjp(weights)
-            for x, y in zip(combined, expected, strict=True):
-                assert x.shape == y.shape
-                assert x.dtype == y.dtype
-            # Relative to all parameters: a gradient may vanish in exact arithmetic.
-            scale = jnp.max(jnp.stack([jnp.abs(x).max() for x in expected]))
-            vjp = [
-                jnp.abs(x - y).max() for x, y in zip(combined, expected, strict=True)
-            ]
-            mine = jacobian.gramian()
-            return {
-                "losses": relative(jnp.concatenate(own, None).ravel(), losses),
-                "gramian": relative(mine, gramian),
-                "vjp": jnp.max(jnp.stack(vjp)) / jnp.where(scale > 0, scale, 1),
-                "asymmetry": jnp.abs(mine - mine.T).max(),
-            }
+    found_errors = jax.tree.map(float, quickly(errors, params, *examples))
+    assert found_errors.pop("asymmetry") == 0
+    assert all(error <= tolerance for error in found_errors.values()), found_errors
+    if direct is not None:
+        assert found["direct"] == {f"['{name}']" for name in direct}
+    return found["direct"]
 
-        compiled = jax.jit(errors).lower(params, *examples).compile(QUICK)
-        found_errors = jax.tree.map(float, compiled(params, *examples))
-        assert found_errors.pop("asymmetry") == 0
-        assert all(error <= tolerance for error in found_errors.values()), found_errors
-        if direct is not None:
-            assert found["direct"] == {f"['{name}']" for name in direct}
-        return found["direct"]
 
+@pytest.fixture
+def agrees():
     return check

@@ -1,0 +1,224 @@
+"""What does a step of Jacobian descent cost, beside a step of SGD on the same model?
+
+    python -m benchmarks.step [--quick] [--models MLP,CNN] [--torchjd]
+
+One loss per example. For each model and number m of examples, medians over rounds in
+one process, the contenders alternating:
+
+- SGD: `jax.grad` of the mean loss, and a step along it;
+- engine: the Gramian, and the combination of the rows with weights that depend on it;
+- UPGrad: a whole step, weights by `jaxjd.weighting.upgrad()`;
+- per-example: `jax.vmap(jax.grad)`, and the products of all rows;
+- TorchJD: its engine and its whole UPGrad step, beside its own SGD step in torch.
+
+Memory is what XLA plans for temporary arrays. Writes `results/step.md`, `step.json` and
+`step.png` beside this file.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxjd
+from benchmarks._models import Model, models
+from jaxjd import engine
+from jaxjd.engine.structured import structured
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+RATE = 0.1
+
+# The ratios to SGD that this library aims at: (engine, with UPGrad).
+TARGETS = {
+    ("MLP", 64): (1.3, 1.8),
+    ("MLP", 128): (1.3, 2.5),
+    ("MLP", 256): (1.6, 6.0),
+    ("CNN", 32): (1.3, 1.4),
+    ("CNN", 64): (1.3, 1.4),
+    ("CNN", 128): (1.3, 1.4),
+    ("transformer", 16): (1.25, 1.3),
+    ("transformer", 32): (1.25, 1.3),
+    ("GRU", 64): (1.5, 2.0),
+    ("GRU", 128): (1.5, 2.0),
+}
+
+
+def descend(params: Any, direction: Any) -> Any:
+    return jax.tree.map(lambda p, g: p - RATE * g, params, direction)
+
+
+def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
+    """Functions from parameters and examples to the next parameters."""
+
+    def sgd(params, *examples):
+        def mean_loss(params):
+            return jax.vmap(model.loss, model.in_axes)(params, *examples).mean()
+
+        return descend(params, jax.grad(mean_loss)(params))
+
+    def weighted(weighting):
+        def step(params, *examples):
+            function, inputs, places, _, _ = engine.trace(
+                lambda *args: (model.loss(*args), None),
+                (params, *examples),
+                model.in_axes,
+                identity=model.loss,
+            )
+            leaves, tree = jax.tree.flatten(params)
+            jacobian, _ = structured(function, inputs, places[: len(leaves)])
+            direction = jacobian.vjp(weighting(jacobian.gramian()))
+            return descend(params, jax.tree.unflatten(tree, direction))
+
+        return step
+
+    def uniform(gramian):
+        # The weights depend on the Gramian, or XLA would leave it out.
+        weights, _ = jax.lax.optimization_barrier((jnp.full(m, 1 / m), gramian))
+        return weights
+
+    def per_example(params, *examples):
+        gradient = jax.vmap(jax.grad(model.loss), model.in_axes)
+        leaves, tree = jax.tree.flatten(gradient(params, *examples))
+        rows = [leaf.reshape(m, -1) for leaf in leaves]
+        weights = uniform(sum(x @ x.T for x in rows))
+        combined = [jnp.tensordot(weights, leaf, 1) for leaf in leaves]
+        return descend(params, jax.tree.unflatten(tree, combined))
+
+    return {
+        "SGD": sgd,
+        "engine": weighted(uniform),
+        "UPGrad": weighted(jaxjd.weighting.upgrad()),
+        "per-example": per_example,
+    }
+
+
+def alternating(
+    contenders: dict[str, Callable[[], Any]], rounds: int
+) -> dict[str, float]:
+    """Seconds, medians over rounds in each of which every contender runs once."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender()
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            start = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure(model: Model, m: int, rounds: int) -> dict[str, Any]:
+    examples = model.batch(m)
+    compiled = {
+        name: jax.jit(step).lower(model.params, *examples).compile()
+        for name, step in steps(model, m).items()
+    }
+    seconds = alternating(
+        {
+            name: lambda step=step: jax.block_until_ready(step(model.params, *examples))
+            for name, step in compiled.items()
+        },
+        rounds,
+    )
+    memory = {
+        name: step.memory_analysis().temp_size_in_bytes
+        for name, step in compiled.items()
+    }
+    return {"model": model.name, "m": m, "seconds": seconds, "memory": memory}
+
+
+def measure_torchjd(model: Model, m: int, rounds: int) -> dict[str, float] | None:
+    """Seconds of TorchJD's steps; None for a model that its engine refuses."""
+    from benchmarks._torch_models import torch_steps
+
+    try:
+        contenders = torch_steps(model.name, m)
+        for contender in contenders.values():
+            contender()
+    except Exception as error:
+        print(f"TorchJD on {model.name}: {type(error).__name__}: {error}")
+        return None
+    return alternating(contenders, rounds)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: times, ratios to SGD, and temporary memory."""
+    lines = [
+        "| model, m | SGD, ms | engine | UPGrad | per-example | TorchJD engine | "
+        "TorchJD UPGrad | SGD, MB | engine, MB | UPGrad, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        seconds, memory = row["seconds"], row["memory"]
+        targets = TARGETS.get((row["model"], row["m"]), (None, None))
+        cells = [f"{row['model']}, {row['m']}", f"{1e3 * seconds['SGD']:.1f}"]
+        for name, target in (
+            ("engine", targets[0]),
+            ("UPGrad", targets[1]),
+            ("per-example", None),
+        ):
+            goal = "" if target is None else f" (≤ {target})"
+            cells.append(f"{seconds[name] / seconds['SGD']:.2f}{goal}")
+        torch = row.get("torchjd")
+        for name in ("engine", "UPGrad"):
+            cells.append("-" if not torch else f"{torch[name] / torch['SGD']:.1f}")
+        cells += [f"{memory[name] / 1e6:.1f}" for name in ("SGD", "engine", "UPGrad")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """The ratio to SGD against m, one line per model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name in dict.fromkeys(row["model"] for row in results):
+        rows = [row for row in results if row["model"] == name]
+        ms = [row["m"] for row in rows]
+        for kind, style in (("engine", "o--"), ("UPGrad", "s-")):
+            ratios = [row["seconds"][kind] / row["seconds"]["SGD"] for row in rows]
+            axes.plot(ms, ratios, style, label=f"{name}, {kind}")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("losses m (one per example)")
+    axes.set_ylabel("time of a step / time of an SGD step")
+    axes.axhline(1, color="gray", linewidth=0.5)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, smallest m")
+    parser.add_argument("--models", help="comma-separated names; default: all")
+    parser.add_argument("--torchjd", action="store_true", help="measure TorchJD too")
+    arguments = parser.parse_args()
+    wanted = arguments.models.split(",") if arguments.models else None
+    results = []
+    for model in models():
+        if wanted is not None and model.name not in wanted:
+            continue
+        for m in model.sizes[:1] if arguments.quick else model.sizes:
+            row = measure(model, m, 5 if arguments.quick else 15)
+            if arguments.torchjd:
+                row["torchjd"] = measure_torchjd(model, m, 3)
+            results.append(row)
+            print(table([row]).splitlines()[-1], flush=True)
+            # After each row: a run that is cut short leaves what it has measured.
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / "step.md").write_text(table(results))
+            (RESULTS / "step.json").write_text(json.dumps(results, indent=1))
+    draw(results, RESULTS / "step.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What was found out about each parameter, and what will it cost?"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from jaxjd.engine._function import LossFunction
+from jaxjd.engine.structured import _contraction
+from jaxjd.engine.structured._contraction import Cost
+from jaxjd.engine.structured._plan import Group, Plan, plan
+from jaxjd.engine.structured._rules import Sizes
+
+# The gradient with respect to an operand of these is as large as the result: they need
+# no rule. A parameter that is perturbed in any other is a fallback.
+ELEMENTWISE = {"add", "sub", "mul", "div", "add_any", "neg", "scan (carried)"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter: its rule, contraction and cost for all m losses.
+
+    `reason` is why no rule applies, if none does.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rule: str
+    contraction: str
+    cost: Cost
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A table, one row per parameter; `str` and `print` show it."""
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        table = [("parameter", "shape", "rule", "contraction", "MFLOP", "MB", "why")]
+        for row in self.rows:
+            flops, megabytes = row.cost.flops / 1e6, row.cost.bytes / 1e6
+            shape = "x".join(map(str, row.shape)) or "scalar"
+            costs = f"{flops:.3g}", f"{megabytes:.3g}"
+            table.append(
+                (row.name, shape, row.rule, row.contraction, *costs, row.reason)
+            )
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(x.ljust(n) for x, n in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
+        return "\n".join(lines)
+
+
+def explain(
+    function: LossFunction,
+    inputs: Sequence[jax.Array],
+    argnums: Sequence[int],
+    names: Sequence[str],
+) -> Explanation:
+    """Say for each parameter which rule it gets, and what its products will cost."""
+    found = plan(function, argnums)
+    m = function.num_examples(list(inputs)) or 1
+    losses = function.jaxpr.outvars[: function.num_loss_leaves]
+    k = sum(variable.aval.size for variable in losses)
+    by_leaf = {leaf: group for group in found.groups for leaf in group.leaves}
+    rows = []
+    for leaf, name in zip(argnums, names, strict=True):
+        shape = inputs[leaf].shape
+        if leaf not in by_leaf:
+            row = Row(name, shape, "unused", "none", Cost(0, 0))
+        else:
+            row = _row(found, by_leaf[leaf], leaf, name, shape, m, k)
+        rows.append(row)
+    return Explanation(tuple(rows))
+
+
+def _row(
+    found: Plan,
+    group: Group,
+    leaf: int,
+    name: str,
+    shape: tuple[int, ...],
+    m: int,
+    k: int,
+) -> Row:
+    uses = [found.uses[n] for n in group.uses if leaf in found.uses[n].node.leaves]
+    rules = dict.fromkeys(use.eqn.primitive.name for use in uses)
+    reasons = sorted(found.direct.get(leaf, ()))
+    size = 1
+    for n in shape:
+        size *= n
+    dense = Sizes(1, 0, 1, size)
+    way = "rows"
+    cost = _contraction.costs(dense, m, k, one_hot=False)[way]
+    if uses:
+        # Positions of all uses; in the form of the first if they differ.
+        first = uses[0].bilinear
+        positions = sum(_positions(use) for use in uses)
+        blocks = first.sizes.b
+        for level in uses[0].node.levels:
+            blocks *= level.length
+        sizes = Sizes(blocks, positions, first.sizes.i, first.sizes.o)
+        costs = _contraction.costs(sizes, m, k, first.one_hot)
+        if group.uniform:
+            way = _contraction.choose(sizes, m, k, first.one_hot)
+        cost = costs[way]
+    unruled = [reason for reason in reasons if reason not in ELEMENTWISE]
+    rules |= dict.fromkeys(reason for reason in reasons if reason in ELEMENTWISE)
+    rules |= {"dense": None} if unruled else {}
+    reason = f"no rule for it in {', '.join(unruled)}" if unruled else ""
+    return Row(name, shape, " + ".join(rules), way, cost, reason)
+
+
+def _positions(use) -> int:
+    positions = use.bilinear.sizes.t
+    for level in use.levels:
+        if level not in use.node.levels:
+            positions *= level.length
+    return positions
