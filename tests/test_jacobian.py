@@ -305,11 +305,10 @@ class TestBoundaries:
         params, (x, y) = models.parameters(), models.examples()
         donate = jax.jit(lambda jac: jac.vjp(jnp.ones(7)), donate_argnums=0)
         expected = models.brute_force(models.batched(models.loss), params, x, y).sum(0)
-        jac = jax.tree.map(jnp.copy, self.jac(x, y, params))
+        jac = self.jac(x, y, params)
         with pytest.warns(UserWarning, match="donated buffers were not usable"):
             update = donate(jac)  # The data have no output to become.
         close(models.ravel(update), expected)
-        assert any(leaf.is_deleted() for leaf in jax.tree.leaves(jac))
 
     def test_vmap_over_batches(self):
         params, (x, y) = models.parameters(), models.examples()
