@@ -78,6 +78,7 @@ def cases() -> dict[str, Jacobian]:
         "row norms 1..1e4": spread(dense, 1e4),
         "row norms 1..1e6": spread(dense, 1e6),
         "64 losses, norms 1..1e6": spread(normal(64, 128), 1e6),
+        "every two conflict, norms 1..1e6": spread(conflicting(16), 1e6),
         "trace 1e-3": tiny * np.sqrt(1e-3) / np.linalg.norm(tiny),
         "trace 1e-5": tiny * np.sqrt(1e-5) / np.linalg.norm(tiny),
         "trace 1e-12": tiny * np.sqrt(1e-12) / np.linalg.norm(tiny),

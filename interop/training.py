@@ -5,12 +5,10 @@ which each difference, of a Gramian, of its weights, of an update, enters the ne
 
 Two programs in float32 round differently, and the steps that follow enlarge that. The
 scale for what can be asked is how far TorchJD's own float32 run ends from its own
-float64 run: 1e-6 to 5e-6 in these runs, and between the libraries 2e-6 to 1e-5 with
-SGD. jaxjd rounds at more places: TorchJD solves its quadratic programs in float64
-whatever the precision of the Gramian. With Adam they are 7e-5 apart, because optax
-raises the decay rates to powers in float32 and torch in float64. The bounds of float32
-leave a factor of ten for processors and libraries that round in another order; a step
-that is wrong by 1e-3 once is seen.
+float64 run: 2e-6 to 5e-6 in these runs. With SGD the libraries are 4e-7 to 1e-5 apart,
+with Adam 5e-5: optax computes Adam's bias corrections in float32, torch in float64, and
+with torch's in float32 TorchJD's own two runs are 3e-5 apart. The bounds of float32
+leave a factor of ten and more for processors and libraries that round in another order.
 """
 
 import functools

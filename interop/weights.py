@@ -2,9 +2,10 @@
 
 Both are told to regularise by TorchJD's rule, so w is unique even where the Gramian is
 singular. But it is only determined up to the rounding of that Gramian times its
-condition, 3.7e3 here, and that is 2e-4 in float32: the bound of the singular Gramians
-for w in float32. (TorchJD's weights in float32 are up to 2e-5 from its own in float64.)
-The same rows are compared by what w is for, the update, within the bound of the others.
+condition, up to 3.7e3 here, and that is 2e-4 in float32: the bound in float32 of the
+two kinds of Gramians that need it. (There, TorchJD's weights in float32 are up to 2e-5
+from its own in float64.) What w is for, the update, is compared as well, and has no
+such excuse.
 """
 
 import functools
@@ -28,7 +29,7 @@ from .precision import Precision, jax_precision
 
 BOUNDS: dict[Precision, float] = {"float32": 1e-5, "float64": 1e-9}
 SINGULAR_BOUNDS: dict[Precision, float] = {"float32": 2e-4, "float64": 1e-9}
-SINGULAR = ("rank-deficient", "random of rank 6", "near-duplicate rows")
+SINGULAR = ("random of rank 6", "near-duplicate rows")
 # The update is compared where it is not zero but for rounding.
 UPDATED = ("random", "rank-deficient", "near-duplicate rows")
 # The rule by which TorchJD regularises a Gramian, asked for on both sides.
