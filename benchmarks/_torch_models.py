@@ -118,7 +118,7 @@ def torch_steps(name: str, m: int) -> dict[str, Callable[[], Any]]:
                 model(x).movedim(-1, 1), labels, reduction="none"
             )
             losses = losses.reshape(m, -1).mean(1)
-            if weighting is None:
+            if weighting is None or engine is None:
                 losses.mean().backward()
             else:
                 losses.backward(weighting(engine.compute_gramian(losses)))

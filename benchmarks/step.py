@@ -126,10 +126,10 @@ def measure(model: Model, m: int, rounds: int) -> dict[str, Any]:
         },
         rounds,
     )
-    memory = {
-        name: step.memory_analysis().temp_size_in_bytes
-        for name, step in compiled.items()
+    analyses: dict[str, Any] = {
+        name: step.memory_analysis() for name, step in compiled.items()
     }
+    memory = {name: of.temp_size_in_bytes for name, of in analyses.items()}
     return {"model": model.name, "m": m, "seconds": seconds, "memory": memory}
 
 
@@ -196,7 +196,7 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, smallest m")
     parser.add_argument("--models", help="comma-separated names; default: all")
     parser.add_argument("--torchjd", action="store_true", help="measure TorchJD too")
