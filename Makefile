@@ -48,7 +48,7 @@ test-slow: $(VENV)/test
 lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
