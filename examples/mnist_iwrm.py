@@ -1,14 +1,13 @@
 """A Flax CNN learns MNIST by Jacobian descent, next to the same CNN on the mean loss.
 
 Instance-wise risk minimization (IWRM): each example has its own loss, so a batch of 32
-is a vector of 32 losses. UPGrad turns their gradients into an update that conflicts
-with none of them; the mean gradient conflicts with many. Examples that are fitted, with
-a loss below 0.01, are left out. Both models start from the same parameters and see the
-same batches.
+is a vector of 32 losses. The mean gradient conflicts with many of them. UPGrad's update
+conflicts with none (`--exact`) or, by default, with few whose examples are not fitted
+yet. Both models start from the same parameters and see the same batches.
 
     python examples/mnist_iwrm.py
     python examples/mnist_iwrm.py --aggregator dualproj --epochs 1 --output out/dualproj
-    python examples/mnist_iwrm.py --fitted 0    # Leave no example out.
+    python examples/mnist_iwrm.py --exact
 
 It prints a table and draws the curves into a PNG. `pip install 'jaxjd[examples]'`
 brings what it needs.
@@ -48,6 +47,7 @@ MEAN_LEARNING_RATE = 3e-3
 
 CHECKPOINTS_PER_EPOCH = 4
 CONFLICT_BATCHES = 2  # How many batches are searched for conflicts at a checkpoint.
+FITTED = 0.01  # An example with a lower loss has nothing to gain, and is not counted.
 CONFLICT_COSINE = -1e-3  # A cosine below it is a conflict; above, float32 rounding.
 
 
@@ -61,20 +61,18 @@ def main(argv: list[str] | None = None) -> list["Run"]:
     def adam(learning_rate: float) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    aggregator = getattr(jaxjd, options.aggregator)()
-    weighting = getattr(jaxjd.weighting, options.aggregator)()
+    how = {} if options.exact else regularisation(options.aggregator)
+    aggregator = getattr(jaxjd, options.aggregator)(**how)
+    weighting = getattr(jaxjd.weighting, options.aggregator)(**how)
     mean_tx = adam(options.mean_learning_rate)
     jacobian_tx = optax.chain(aggregator, adam(options.learning_rate))
 
     batch = train.at(np.arange(options.batch_size))
-    step = functools.partial(jacobian_step, fitted=options.fitted)
     runs = [
         Run.start("mean loss", mean_step, params, mean_tx, batch),
-        Run.start(options.aggregator, step, params, jacobian_tx, batch),
+        Run.start(options.aggregator, jacobian_step, params, jacobian_tx, batch),
     ]
-    conflicts = jax.jit(
-        functools.partial(count_conflicts, weighting=weighting, fitted=options.fitted)
-    )
+    conflicts = jax.jit(functools.partial(count_conflicts, weighting=weighting))
 
     interval = math.ceil(steps_per_epoch / CHECKPOINTS_PER_EPOCH)
     rng = np.random.default_rng(options.seed)
@@ -159,20 +157,25 @@ def mean_step(
 
 
 def jacobian_step(
-    state: TrainState, batch: "Digits", *, fitted: float
+    state: TrainState, batch: "Digits"
 ) -> tuple[TrainState, Float[Array, ""]]:
     losses, jac = example_losses_and_jac(state.params, batch.images, batch.labels)
-    # UPGrad treats all gradients alike, however small. Many of the examples are soon
-    # fitted, with gradients 1e-10 times those of others, and not to conflict with these
-    # either makes a model overconfident. Without the mask it could read
-    #     return state.apply_gradients(grads=jac), losses.mean()
-    tx: Any = state.tx  # Takes a Jacobian and a mask, of which optax's types know not.
-    updates, opt_state = tx.update(
-        jac, state.opt_state, state.params, mask=losses >= fitted
-    )
-    params = optax.apply_updates(state.params, updates)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-    return state, losses.mean()
+    return state.apply_gradients(grads=jac), losses.mean()
+
+
+def regularisation(aggregator: str) -> dict[str, float]:
+    """The rule of the authors' own library, for the aggregators that project.
+
+    The exact projection treats all gradients alike, however small. Here many examples
+    are soon fitted, with gradients 1e-10 times those of others, and not to conflict
+    with these either makes the model overconfident: from seed 100 the train loss ends
+    at 1.3 instead of 0.025. This rule lets go of gradients below about a hundredth of
+    the whole.
+    """
+    parameters = inspect.signature(getattr(jaxjd.weighting, aggregator)).parameters
+    if "reg_eps" not in parameters:
+        return {}
+    return {"norm_eps": 1e-4, "reg_eps": 1e-4}
 
 
 @dataclasses.dataclass
@@ -217,19 +220,19 @@ class Run:
 
 
 def count_conflicts(
-    params: PyTree, batch: "Digits", *, weighting: jaxjd.Weighting, fitted: float
+    params: PyTree, batch: "Digits", *, weighting: jaxjd.Weighting
 ) -> Int[Array, "3"]:
     """How many examples are not fitted; with how many of them two updates conflict.
 
-    The updates are the mean gradient, of all examples, and that of the aggregator, both
-    before Adam, which scales each parameter for itself. The inner products of all
-    gradients with an update `Jᵀ w` are `G w`, so the Gramian tells.
+    The updates are the mean gradient and that of the aggregator, both before Adam,
+    which scales each parameter for itself. The inner products of all gradients with an
+    update `Jᵀ w` are `G w`, so the Gramian tells.
     """
     losses, jac = example_losses_and_jac(params, batch.images, batch.labels)
-    unfitted = losses >= fitted
+    unfitted = losses >= FITTED
     gramian = jac.gramian()
     mean = jnp.full(len(batch), 1 / len(batch))
-    weights, _ = weighting.update(gramian, weighting.init(), mask=unfitted)
+    weights, _ = weighting.update(gramian, weighting.init())
 
     def conflicts(weights: Float[Array, " m"]) -> Bool[Array, " m"]:
         products = gramian @ weights
@@ -342,8 +345,8 @@ def results_table(runs: list[Run]) -> Table:
     aggregator = runs[1].name
     table = Table(
         title=f"After {len(runs[0].losses)} steps",
-        caption="Conflicts: how many of the examples that are not fitted would lose by "
-        f"a step along the mean gradient, or along the update of {aggregator}.",
+        caption=f"Conflicts: how many of the examples with a loss above {FITTED} lose "
+        f"by a step along the mean gradient, or along the update of {aggregator}.",
     )
     table.add_column("trained on")
     for heading in ("train\nloss", "test\naccuracy", "ms/step", "compile"):
@@ -446,10 +449,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         help="what turns the gradients of a batch into an update",
     )
     add(
-        "--fitted",
-        type=nonnegative,
-        default=0.01,
-        help="loss below which an example is left out, but not from the mean loss",
+        "--exact",
+        action="store_true",
+        help="without regularisation: conflict with no example, not even a fitted one",
     )
     add(
         "--learning-rate",
@@ -489,19 +491,12 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    number = nonnegative(text, "a positive number")
-    if number == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return number
-
-
-def nonnegative(text: str, expected: str = "a nonnegative number") -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return number
 
 

@@ -110,7 +110,7 @@ def test_the_cnn_takes_both_steps(digits):
     for step, tx in (
         (mnist_iwrm.mean_step, optax.sgd(0.1)),
         (
-            functools.partial(mnist_iwrm.jacobian_step, fitted=0.01),
+            mnist_iwrm.jacobian_step,
             optax.chain(jaxjd.upgrad(), optax.sgd(0.1)),
         ),
     ):
@@ -147,9 +147,15 @@ def test_counts_conflicts_with_the_examples_that_are_not_fitted(monkeypatch):
         jnp.zeros(3),
         mnist_iwrm.Digits(gradients, losses),
         weighting=jaxjd.weighting.upgrad(),
-        fitted=0.5,
     )
     assert counts.tolist() == [2, 1, 0]
+
+
+def test_regularises_only_what_projects():
+    rule = {"norm_eps": 1e-4, "reg_eps": 1e-4}
+    assert mnist_iwrm.regularisation("upgrad") == rule
+    assert mnist_iwrm.regularisation("dualproj") == rule
+    assert mnist_iwrm.regularisation("mean") == {}
 
 
 def test_knows_every_weighting_that_needs_no_arguments():
@@ -172,7 +178,6 @@ def test_knows_every_weighting_that_needs_no_arguments():
             "--batch-size: expected at most the 8 examples, got 9",
         ),
         (["--learning-rate", "0"], "--learning-rate: expected a positive number"),
-        (["--fitted", "-1"], "--fitted: expected a nonnegative number, got '-1'"),
         (["--mean-learning-rate", "nan"], "expected a positive number, got 'nan'"),
         (["--mean-learning-rate", "fast"], "expected a positive number, got 'fast'"),
         (["--aggregator", "median"], "invalid choice: 'median' (choose from"),
@@ -200,7 +205,7 @@ def test_help_names_every_option(capsys):
         "--examples",
         "--seed",
         "--aggregator",
-        "--fitted",
+        "--exact",
         "--learning-rate",
         "--mean-learning-rate",
         "--output",
