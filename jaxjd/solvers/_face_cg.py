@@ -12,11 +12,12 @@ _EVALUATE, _DESCEND, _VERIFY, _DONE = 0, 1, 2, 3
 # The first pivots exchange every index that violates its sign, on a face that is
 # solved to half the size of the violations; the next ones only those within ten times
 # of the worst, on a face solved five times better. A row that is still unsettled then
-# is held back by a proximal term. Heuristics, tuned on random and MNIST Gramians.
+# stalls: it gets ten times the proximal shift, and a tenth again for each step that
+# succeeds, until it has stalled too often. Heuristics, tuned on random Gramians of rank
+# m / 2, the hardest, and on those of MNIST.
 _EAGER_PIVOTS, _EAGER_ACCURACY = 4, 0.5
 _MAX_PIVOTS, _CAREFUL_ACCURACY, _CAREFUL_SHARE = 16, 0.2, 0.1
-_MAX_PROXIMAL_STEPS = 10
-_MAX_DESCENTS = 2
+_MAX_STALLS, _LARGEST_SHIFT, _MAX_PROXIMAL_STEPS = 6, 0.1, 50
 
 
 class _Rows(NamedTuple):
@@ -104,7 +105,8 @@ def face_cg(
     dtype = C.dtype
     tolerance2 = tolerance**2
     eps = float(jnp.finfo(dtype).eps)
-    hard_shift = default_ridge(m, dtype) ** 0.75
+    rounding = default_ridge(m, dtype)
+    hard_shift = rounding**0.75
 
     # Where b has a single entry and it is positive, that row projects one gradient, and
     # its own bound is never active: `zᵀ C z >= 0` forces y there to be nonnegative.
@@ -150,11 +152,13 @@ def face_cg(
         z, moved = b + x, x - s.anchor
         moved2, size = _square(moved), _square(z)
         update = jnp.sum(z * (y - s.shift[:, None] * moved), axis=-1)
+        change2 = s.shift**2 * moved2
+        standing = s.shift <= ridge
         return (
-            (s.shift**2 * moved2 <= tolerance2)
-            | (jnp.maximum(s.shift, s.shift**2) * moved2 <= eps * update)
-            | (update <= default_ridge(m, dtype) * size)
-            | ((s.shift <= ridge) & (ridge * size <= 0.3 * eps**0.5 * update))
+            (change2 <= tolerance2)
+            | ((change2 <= rounding**2 * size) & (update <= rounding * size))
+            | (standing & (ridge * moved2 <= eps * update))
+            | (standing & (ridge * size <= 0.3 * eps**0.5 * update))
             | (s.proximal_steps >= _MAX_PROXIMAL_STEPS)
         )
 
@@ -177,9 +181,8 @@ def face_cg(
         total = residual + violated
         small = total <= tolerance2
         broken = ~jnp.isfinite(total)
-        at_floor = verifying & (total > s.verified / 2)
         verified = jnp.where(verifying, total, s.verified)
-        solved = (fresh[:, 0] & small) | at_floor
+        solved = (fresh[:, 0] & small) | (verifying & (total > s.verified / 2))
 
         settled = lax.cond(jnp.any(solved), is_settled, lambda *_: solved, s, x, y)
         done = (s.mode == _DONE) | broken | (solved & settled)
@@ -198,17 +201,25 @@ def face_cg(
         face = s.face ^ flip
         x = jnp.where(flip, jnp.maximum(x, 0), x)
 
-        # Move the anchor: to the solution, or, in a row that stalls, to where it is.
+        # Move the anchor: to the solution, or to where the first stall happens. Later a
+        # row that stalls goes back to its anchor, so that from one anchor to the next
+        # the objective never rises.
         restart = move | stall
-        x = jnp.where(restart[:, None], jnp.maximum(x, 0), x)
-        anchor = jnp.where(restart[:, None], x, s.anchor)
-        raised = jnp.maximum(10 * s.shift, hard_shift)
+        back = stall & (s.proximal_steps > 0)
+        here = restart & ~back
+        x = jnp.where(here[:, None], jnp.maximum(x, 0), x)
+        anchor = jnp.where(here[:, None], x, s.anchor)
+        x = jnp.where(back[:, None], anchor, x)
+        face = jnp.where(back[:, None], anchor > 0, face)
+        raised = jnp.clip(10 * s.shift, hard_shift, _LARGEST_SHIFT)
         lowered = jnp.where(s.shift > 5 * hard_shift, s.shift / 10, ridge)
-        lowered = jnp.where(s.stalls <= _MAX_DESCENTS, lowered, s.shift)
+        lowered = jnp.where(s.stalls < _MAX_STALLS, lowered, s.shift)
         new_shift = jnp.where(stall, raised, jnp.where(move, lowered, s.shift))
 
         verify = descending & small
-        mode = jnp.where(pivot | move, _EVALUATE, jnp.where(verify, _VERIFY, _DESCEND))
+        mode = jnp.where(
+            pivot | restart, _EVALUATE, jnp.where(verify, _VERIFY, _DESCEND)
+        )
         mode = jnp.where(done, _DONE, mode).astype(jnp.int32)
         continued = descending & (s.residual > 0)
         ratio = jnp.where(continued, residual / jnp.where(continued, s.residual, 1), 0)

@@ -126,6 +126,18 @@ def test_no_conflict_on_200_random_gramians(m):
     check_no_conflict(m, 100)
 
 
+def test_the_hardest_faces_are_found():
+    # With rank m / 2 half of all random Jacobians are stationary and the others nearly
+    # so; an exchange of indices without proximal steps cycles on one in ten.
+    m = 16
+    rng = np.random.default_rng(0)
+    J = [rng.normal(size=(m, m // 2)) for _ in range(100)]
+    gramians = np.stack([problems.gramian32(j)[1] for j in J])
+    weights, converged = upgrad(np.full(m, 1 / m, np.float32), gramians)
+    assert np.isfinite(weights).all()
+    assert converged.all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("m", [2, 3, 8, 24, 64])
 def test_no_conflict_on_10000_random_gramians(m):
