@@ -145,18 +145,19 @@ def face_cg(
         """Is the solution of a shifted problem one of the problem itself?
 
         Its gradient differs by `shift * moved`. Not worth another step: one that turns
-        the update by less than rounding does, one where the update itself is below
-        rounding (a Pareto-stationary point), and a first one whose ridge is so small
-        beside the squared norm of the update that its effect, of second order, is lost.
+        the update by less than rounding does; a second one where the update itself is
+        below rounding (a Pareto-stationary point); and a first one whose ridge is so
+        small beside the squared norm of the update that its effect, of second order, is
+        lost.
         """
         z, moved = b + x, x - s.anchor
         moved2, size = _square(moved), _square(z)
         update = jnp.sum(z * (y - s.shift[:, None] * moved), axis=-1)
         change2 = s.shift**2 * moved2
-        standing = s.shift <= ridge
+        standing, again = s.shift <= ridge, s.proximal_steps > 0
         return (
             (change2 <= tolerance2)
-            | ((change2 <= rounding**2 * size) & (update <= rounding * size))
+            | (again & (change2 <= rounding**2 * size) & (update <= rounding * size))
             | (standing & (ridge * moved2 <= eps * update))
             | (standing & (ridge * size <= 0.3 * eps**0.5 * update))
             | (s.proximal_steps >= _MAX_PROXIMAL_STEPS)

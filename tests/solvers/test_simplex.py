@@ -101,8 +101,8 @@ def test_zero_gradients_one_gradient_and_nan():
 
 def test_the_derivative_is_that_of_finite_differences(x64):
     rng = np.random.default_rng(2)
-    J = jnp.asarray(problems.spread(rng, problems.normal(rng, 6), 1))
-    assert 2 <= (solve(J @ J.T).solution > 0).sum() <= 5
+    J = jnp.asarray(problems.spread(rng, problems.normal(rng, 5), 1))
+    assert 2 <= (solve(J @ J.T).solution > 0).sum() <= 4
 
     @jax.jit
     def weights(J):

@@ -48,12 +48,12 @@ def test_weights_in_float64(x64, m):
 
 def test_weights_in_float32():
     m = 24
-    u = np.eye(m, dtype=np.float32) / m
+    u = np.eye(m + 1, m, dtype=np.float32) / m
     for G in gramians(m):
         G = G.astype(np.float32)
         result = solve(u, G)
         assert result.certificate.converged.all()
-        ours = np.asarray(result.solution).sum(0)
+        ours = np.asarray(result.solution).sum(0)  # The row of zeros adds nothing.
         weighting = aggregation.UPGradWeighting()
         theirs = weighting(torch.asarray(G.astype(np.float64))).numpy()
         error = ours - theirs
@@ -63,9 +63,9 @@ def test_weights_in_float32():
 
 
 def test_any_number_of_rows_of_any_sign(x64):
-    m = 8
+    m = 24
     rng = np.random.default_rng(0)
-    u = rng.normal(size=(2, 3, m))
+    u = rng.normal(size=(5, 5, m))
     G = next(gramians(m))
     theirs = linalg.QuadprogProjector()(torch.asarray(u), torch.asarray(G)).numpy()
     np.testing.assert_allclose(solve(u, G).solution, theirs, atol=1e-9)
