@@ -64,7 +64,9 @@ def test_vmap_over_gramians(name, x64):
     )
     together = jax.vmap(ROWS[name]())(gramians)
     for weights, one in zip(together, gramians, strict=True):
-        assert_allclose(weights, ROWS[name]()(one), rtol=1e-7, atol=1e-9)
+        # What is unique where the Gramian is singular: not w, but G w.
+        alone = ROWS[name]()(one)
+        assert_allclose(one @ weights, one @ alone, atol=1e-6 * jnp.trace(one))
 
 
 @every
