@@ -45,7 +45,7 @@ def certify(
     dual = jnp.max(jnp.maximum(-y, 0), axis=-1) / size
     products = (x / size[:, None]) * (y / size[:, None])
     complementarity = jnp.max(jnp.abs(products), axis=-1)
-    # The standing ridge alone leaves four units of eps sqrt(m).
+    # A standing ridge alone may leave up to a third of this, at m = 512.
     bound = 32 * float(jnp.finfo(C.dtype).eps) * m**0.5
     residual = jnp.maximum(jnp.maximum(primal, dual), complementarity)
     return Certificate(
