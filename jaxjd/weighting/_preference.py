@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxjd.weighting._checks import check_length
 from jaxjd.weighting._mean import mean_weights
-from jaxjd.weighting._weighting import check_length
 
 
 def preference_or_mean(

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxjd.solvers import project_dual_cone
+from jaxjd.weighting._checks import check_vector
 from jaxjd.weighting._preference import preference_or_mean
-from jaxjd.weighting._weighting import Weighting, check_vector, stateless
+from jaxjd.weighting._weighting import Weighting, stateless
 
 
 def upgrad(

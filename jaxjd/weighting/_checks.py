@@ -1,0 +1,117 @@
+"""What do weightings refuse?"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
+
+from jaxjd.engine import accumulation_dtype
+
+
+def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """**Raises:** `ValueError` if it is not square, `TypeError` if it is not real."""
+    gramian = jnp.asarray(gramian)
+    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or not gramian.size:
+        raise ValueError(
+            f"`gramian` must be a square matrix, [m, m]. Got shape {gramian.shape}."
+        )
+    if not jnp.issubdtype(gramian.dtype, jnp.floating):
+        raise TypeError(f"`gramian` must be real floating-point. Got {gramian.dtype}.")
+    return gramian.astype(accumulation_dtype(gramian))
+
+
+def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
+    """**Raises:** `ValueError` or `TypeError` if it is not m bools."""
+    if mask is None:
+        return jnp.ones(m, bool)
+    mask = jnp.asarray(mask)
+    if mask.shape != (m,):
+        raise ValueError(
+            f"`mask` must have one entry for each of the {m} losses. Got shape "
+            f"{mask.shape}."
+        )
+    if mask.dtype != bool:
+        raise TypeError(f"`mask` must be of bools. Got {mask.dtype}.")
+    return mask
+
+
+def check_vector(
+    name: str, values: Float[Array, " m"] | Sequence[float], *, nonnegative: bool
+) -> Float[Array, " m"]:
+    """A vector that a factory was given, checked as far as its values are known.
+
+    **Raises:** `TypeError` if it is not real; `ValueError` if it is not a vector of
+    finite numbers, or has a negative one where none may be.
+    """
+    vector = (
+        values if isinstance(values, jax.Array) else jnp.asarray(np.asarray(values))
+    )
+    if jnp.issubdtype(vector.dtype, jnp.integer):
+        vector = vector.astype(float)
+    if not jnp.issubdtype(vector.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be real numbers. Got {vector.dtype}.")
+    if vector.ndim != 1 or not vector.size:
+        raise ValueError(f"`{name}` must be a vector, [m]. Got shape {vector.shape}.")
+    if isinstance(vector, Tracer):
+        return vector
+    concrete = np.asarray(vector)
+    if not np.isfinite(concrete).all():
+        raise ValueError(f"`{name}` must be finite. Got {concrete}.")
+    if nonnegative and (concrete < 0).any():
+        raise ValueError(f"`{name}` must not be negative. Got {concrete}.")
+    return vector
+
+
+def check_length(name: str, vector: Float[Array, " m"], m: int) -> Float[Array, " m"]:
+    """**Raises:** `ValueError` if it has not one entry per loss."""
+    if vector.shape != (m,):
+        raise ValueError(
+            f"`{name}` must have one entry for each of the {m} losses. Got "
+            f"{vector.shape[0]}."
+        )
+    return vector
+
+
+def check_number(name: str, value: float, interval: str) -> float:
+    """A number in an interval such as `"[0, 1)"` or `"(0, inf)"`.
+
+    **Raises:** `TypeError` if it is not a real number that is known when traced;
+    `ValueError` if it is NaN or outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"`{name}` must be a real number. Got {value!r}.")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = low < value < high
+    inside |= interval[0] == "[" and value == low
+    inside |= interval[-1] == "]" and value == high
+    if not inside:
+        raise ValueError(f"`{name}` must be in {interval}. Got {value!r}.")
+    return float(value)
+
+
+def check_integer(name: str, value: int, *, least: int) -> int:
+    """**Raises:** `TypeError` if it is no integer, `ValueError` if it is too small."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` must be an integer. Got {value!r}.")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}. Got {value}.")
+    return int(value)
+
+
+def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> None:
+    """**Raises:** `ValueError` if a state was made for another number of losses."""
+    if gramian.shape[0] != num_losses:
+        raise ValueError(
+            f"`gramian` must be of num_losses={num_losses} losses, for which the state "
+            f"was made. Got {gramian.shape[0]}."
+        )
+
+
+def finite_or_nan(
+    gramian: Float[Array, "m m"], weights: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    """NaN wherever the Gramian has one, for methods that would not pass it on."""
+    return jnp.where(jnp.isfinite(gramian).all(), weights, jnp.nan)
