@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxjd.solvers._certificate import Certificate
 from jaxjd.solvers._checks import as_gramian, check_max_iterations
 from jaxjd.solvers._face_cg import matmul
 from jaxjd.solvers._scaling import Scaled, unit_diagonal
-from jaxjd.solvers.dual_cone import project_dual_cone
+from jaxjd.solvers.least_distance import least_distance
 
 
 class SimplexMinimum(NamedTuple):
@@ -29,16 +29,17 @@ class SimplexMinimum(NamedTuple):
 
 
 def minimise_on_simplex(
-    gramian: Float[Array, "m m"], *, max_iterations: int | None = None
+    gramian: Float[Array, "m m"],
+    *,
+    mask: Bool[Array, " m"] | None = None,
+    max_iterations: int | None = None,
 ) -> SimplexMinimum:
     r"""Minimise $\tfrac12 \alpha^\top G \alpha$ over the simplex: MGDA's problem.
 
     $J^\top \alpha$ is the point of the convex hull of the gradients that is closest to
-    the origin. It is found as a projection onto a dual cone. Give every gradient one
-    more coordinate, $\sqrt t$, and let $p = (0, \ldots, 0, 1)$. The nonnegative
-    combination of the longer gradients that is closest to p has weights that are
-    proportional to $\alpha$, for any $t > 0$. Its residual, up to its sign, is the
-    projection of $-p$ onto the dual cone of the longer gradients and of $-p$.
+    the origin. Its weights are proportional to the multipliers of the shortest step
+    along which every loss makes the same progress, [`jaxjd.solvers.least_distance`][];
+    or, where there is none, to the proof of that: a combination that vanishes.
 
     Differentiable in reverse mode, as [`jaxjd.solvers.project_dual_cone`][] is. Where a
     gradient is zero the minimum is 0, and the zero gradients share the weight.
@@ -47,44 +48,37 @@ def minimise_on_simplex(
 
     - `gramian`: $G = J J^\top$, symmetric positive semidefinite, which is not checked.
       Types narrower than float32 are solved in float32.
+    - `mask`: False for losses that are left out. Their weight is 0.
     - `max_iterations`: by default that of [`jaxjd.solvers.project_dual_cone`][].
 
     **Returns:** the weights, nonnegative and of sum 1, and their certificate. NaN or
     infinity in G gives NaN.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
-    floats, or `max_iterations` is below 1.
+    floats, `mask` has not one entry per row of it, or `max_iterations` is below 1.
 
-    **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2, for the
-    problem; Lawson & Hanson (1974), Solving Least Squares Problems, chapter 23, for
-    least distance as nonnegative least squares.
+    **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2.
     """
     G = as_gramian(gramian)
     check_max_iterations(max_iterations)
     m = G.shape[0]
+    present = jnp.ones(m, bool) if mask is None else jnp.asarray(mask)
+    if present.shape != (m,):
+        raise ValueError(f"`mask` must have shape ({m},). Got {present.shape}.")
+    G = jnp.where(present[:, None] & present[None, :], G, 0)
     scaled = unit_diagonal(G)
-    zero = scaled.norms == 0
+    zero = (scaled.norms == 0) & present
+    # Those without a gradient are not owed any progress, so that the rest is solved.
+    levels = jnp.where(scaled.norms == 0, 0, 1).astype(G.dtype)
+    shortest = least_distance(G, levels, max_iterations=max_iterations)
 
-    # With t the least squared norm, t is at least the minimum: of p a half or more is
-    # left in the span, and the sum below cannot be lost in rounding.
-    h = jnp.min(jnp.where(zero, jnp.inf, scaled.norms)) * scaled.inverse_norms
-    h = jnp.where(jnp.isfinite(h), h, 0)
-    longer = jnp.block(
-        [
-            [jnp.ones((1, 1), G.dtype), -h[None, :]],
-            [-h[:, None], scaled.C + h[:, None] * h[None, :]],
-        ]
-    )
-    target = jnp.zeros(m + 1, G.dtype).at[0].set(1)
-    projection = project_dual_cone(target, longer, max_iterations=max_iterations)
-
-    combined = h * projection.solution[1:]
-    total = jnp.sum(combined)
     any_zero = jnp.any(zero)
-    weights = jnp.where(any_zero, zero.astype(G.dtype), combined)
-    weights = weights / jnp.where(any_zero, jnp.sum(zero).astype(G.dtype), total)
+    combined = jnp.where(any_zero, zero.astype(G.dtype), shortest.solution)
+    total = jnp.sum(combined)
+    # Only where every loss is missing is there nothing to combine.
+    weights = combined / jnp.where(total == 0, 1, total)
     weights = jnp.where(jnp.all(jnp.isfinite(G)), weights, jnp.nan)
-    certificate = _certify(scaled, weights, projection.certificate)
+    certificate = _certify(scaled, weights, shortest.certificate)
     return SimplexMinimum(weights, certificate)
 
 
@@ -101,6 +95,8 @@ def _certify(
     largest = jnp.maximum(norms, size)
     largest = jnp.where(largest > 0, largest, 1)
     slack = (norms * cosines - size * jnp.sum(share * cosines)) / largest
+    # What is left out is not compared.
+    slack = jnp.where(norms > 0, slack, 0)
     primal = jnp.abs(jnp.sum(weights) - 1) + jnp.max(jnp.maximum(-weights, 0))
     dual = jnp.max(jnp.maximum(-slack, 0))
     complementarity = jnp.max(jnp.abs(share * slack))

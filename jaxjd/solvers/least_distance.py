@@ -1,0 +1,114 @@
+"""Which is the shortest step along which every loss makes the progress it is owed?"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxjd.solvers._certificate import Certificate, certify
+from jaxjd.solvers._checks import as_gramian, check_max_iterations
+from jaxjd.solvers._face_cg import matmul
+from jaxjd.solvers._scaling import unit_diagonal
+from jaxjd.solvers.dual_cone import project_dual_cone
+
+
+class LeastDistance(NamedTuple):
+    """What [`jaxjd.solvers.least_distance`][] returns."""
+
+    solution: Float[Array, " m"]
+    r"""The multipliers $\mu \succeq 0$: the step is $J^\top \mu$. If infeasible, the
+    proof: a combination with $J^\top \mu = 0$ and $h^\top \mu > 0$."""
+    feasible: Bool[Array, ""]
+    """Whether there is such a step, as far as the precision can tell."""
+    certificate: Certificate
+    r"""How well the KKT conditions hold, with $d = \sqrt{\operatorname{diag} G}$,
+    $x = d \circ \mu$, $y = (G \mu - h) / d$ and $s = \|x\|_2$, in place of those of the
+    projection. If infeasible, those of the projection that found the proof."""
+
+
+def least_distance(
+    gramian: Float[Array, "m m"],
+    levels: Float[Array, " m"],
+    *,
+    max_iterations: int | None = None,
+) -> LeastDistance:
+    r"""Minimise $\|x\|$ subject to $Jx \succeq h$, given the Gramian of J.
+
+    The solution is $x = J^\top \mu$ with $\mu \succeq 0$, $y = G \mu - h \succeq 0$ and
+    $\mu \circ y = 0$. It is found as a projection onto a dual cone. Give every gradient
+    one more coordinate, $h_j / \sigma$, and let $p = (0, \ldots, 0, 1)$. Then r, the
+    projection of $-p$ onto the dual cone of the longer gradients and of $-p$, is
+    proportional to $(x, -\sigma)$; and $r = 0$ if and only if no x will do.
+
+    Differentiable in reverse mode, as [`jaxjd.solvers.project_dual_cone`][] is.
+
+    **Arguments:**
+
+    - `gramian`: $G = J J^\top$, symmetric positive semidefinite, which is not checked.
+      Types narrower than float32 are solved in float32.
+    - `levels`: h, of any sign. A loss whose gradient is zero is infeasible with a
+      positive level, and left out with any other.
+    - `max_iterations`: by default that of [`jaxjd.solvers.project_dual_cone`][].
+
+    **Returns:** $\mu$, whether there is such an x, and the certificate. NaN or infinity
+    in G or h gives NaN.
+
+    **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
+    floats, `levels` has not one entry per row of it, or `max_iterations` is below 1.
+
+    **Reference:** Lawson & Hanson (1974), Solving Least Squares Problems, chapter 23,
+    for least distance as nonnegative least squares.
+    """
+    G = as_gramian(gramian)
+    check_max_iterations(max_iterations)
+    m = G.shape[0]
+    if jnp.shape(levels) != (m,):
+        raise ValueError(
+            f"`levels` must have shape ({m},), as `gramian` has shape {G.shape}. "
+            f"Got {jnp.shape(levels)}."
+        )
+    h = jnp.asarray(levels).astype(G.dtype)
+    scaled = unit_diagonal(G)
+    zero = scaled.norms == 0
+
+    # With sigma the highest level of a unit gradient, |x| is sigma at least: what is
+    # left of -p is not lost in rounding because of the scale of h.
+    heights = h * scaled.inverse_norms
+    sigma = lax.stop_gradient(jnp.max(heights))
+    owed = sigma > 0
+    e = heights / jnp.where(owed, sigma, 1)
+    longer = jnp.block(
+        [
+            [jnp.ones((1, 1), G.dtype), -e[None, :]],
+            [-e[:, None], scaled.C + e[:, None] * e[None, :]],
+        ]
+    )
+    target = jnp.zeros(m + 1, G.dtype).at[0].set(1)
+    projection = project_dual_cone(target, longer, max_iterations=max_iterations)
+    unscaled = projection.solution[1:]
+    # What is left of p, |r|^2, is 1 / (1 + |x|^2 / sigma^2).
+    left = 1 - jnp.sum(e * unscaled)
+    rounding = 8 * float(jnp.finfo(G.dtype).eps) * (m + 1) ** 0.5
+    feasible = ((left > rounding) | ~owed) & ~jnp.any(zero & (h > 0))
+    x = jnp.where(owed, unscaled * sigma, 0) / jnp.where(feasible & owed, left, 1)
+    solution = x * scaled.inverse_norms
+
+    C, x, heights = lax.stop_gradient((scaled.C, x, heights))
+    y = jnp.where(zero, 0, matmul(C, x) - heights)
+    certificate = certify(
+        C,
+        jnp.zeros((1, m), G.dtype),
+        x[None],
+        y[None],
+        finished=projection.certificate.converged[None],
+        iterations=projection.certificate.iterations,
+    )
+    certificate = Certificate(
+        *(
+            jnp.where(feasible, ours.reshape(()), proof)
+            for ours, proof in zip(certificate, projection.certificate, strict=True)
+        )
+    )
+    valid = jnp.all(jnp.isfinite(G)) & jnp.all(jnp.isfinite(h))
+    return LeastDistance(jnp.where(valid, solution, jnp.nan), feasible, certificate)
