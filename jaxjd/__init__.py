@@ -35,6 +35,11 @@ constant = _aggregator(weighting.constant)
 dualproj = _aggregator(weighting.dualproj)
 mean = _aggregator(weighting.mean)
 sum = _aggregator(weighting.sum)
+cagrad = _aggregator(weighting.cagrad)
+fairgrad = _aggregator(weighting.fairgrad)
+mgda = _aggregator(weighting.mgda)
+nash_mtl = _aggregator(weighting.nash_mtl)
+pcd = _aggregator(weighting.pcd)
 upgrad = _aggregator(weighting.upgrad)
 
 

@@ -90,6 +90,7 @@ def least_distance(
     # What is left of p, |r|^2, is 1 / (1 + |x|^2 / sigma^2).
     left = 1 - jnp.sum(e * unscaled)
     rounding = 8 * float(jnp.finfo(G.dtype).eps) * (m + 1) ** 0.5
+    rounding *= jnp.maximum(1, jnp.sum(jnp.square(unscaled)))
     feasible = ((left > rounding) | ~owed) & ~jnp.any(zero & (h > 0))
     x = jnp.where(owed, unscaled * sigma, 0) / jnp.where(feasible & owed, left, 1)
     solution = x * scaled.inverse_norms

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from jaxjd.solvers import project_dual_cone
 from jaxjd.weighting._checks import check_vector
 from jaxjd.weighting._preference import preference_or_mean
-from jaxjd.weighting._weighting import Weighting, stateless
+from jaxjd.weighting._projection import projection
+from jaxjd.weighting._weighting import Weighting
 
 
 def dualproj(
@@ -15,6 +15,8 @@ def dualproj(
     *,
     norm_eps: float | None = None,
     reg_eps: float | None = None,
+    num_losses: int | None = None,
+    monitor: bool = False,
 ) -> Weighting:
     r"""Weights of the projection of the mean gradient onto the dual cone.
 
@@ -31,11 +33,11 @@ def dualproj(
     if preference is not None:
         checked = check_vector("preference", preference, nonnegative=True)
 
-    def dualproj_weights(gramian, mask):
-        preferred = preference_or_mean(checked, gramian, mask)
-        projected = project_dual_cone(
-            preferred, gramian, norm_eps=norm_eps, reg_eps=reg_eps
-        )
-        return projected.solution
-
-    return stateless(dualproj_weights)
+    return projection(
+        lambda gramian, mask: preference_or_mean(checked, gramian, mask),
+        lambda m: (m,),
+        norm_eps=norm_eps,
+        reg_eps=reg_eps,
+        num_losses=num_losses,
+        monitor=monitor,
+    )

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd.solvers import project_dual_cone
 from jaxjd.weighting._checks import check_vector
 from jaxjd.weighting._preference import preference_or_mean
-from jaxjd.weighting._weighting import Weighting, stateless
+from jaxjd.weighting._projection import projection
+from jaxjd.weighting._weighting import Weighting
 
 
 def upgrad(
@@ -16,6 +16,8 @@ def upgrad(
     *,
     norm_eps: float | None = None,
     reg_eps: float | None = None,
+    num_losses: int | None = None,
+    monitor: bool = False,
 ) -> Weighting:
     r"""Weights of UPGrad: the update $J^\top w$ conflicts with no loss.
 
@@ -31,10 +33,17 @@ def upgrad(
       [`jaxjd.solvers.project_dual_cone`][]; by default as little as its precision
       bears. `norm_eps=1e-4, reg_eps=1e-4` gives TorchJD's weights, which conflict
       when the norms of gradients differ by 100 times.
+    - `num_losses`: m. If given, the state keeps the projections of the last step, and
+      the next search begins there. The weights are the same. Fewer iterations where the
+      gradients change slowly, such as those of a few tasks; more where every step has
+      other examples.
+    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
+      step, the worst of all projections. `optax.tree.get(opt_state, "certificate")`
+      finds it.
 
     **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
     nonnegative reals, or an `eps` is negative, and, when used, `ValueError` if the
-    preference has not m entries.
+    preference has not m entries, or there are not `num_losses` losses.
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, equation 5 and Proposition 1.
     """
@@ -42,11 +51,11 @@ def upgrad(
     if preference is not None:
         checked = check_vector("preference", preference, nonnegative=True)
 
-    def upgrad_weights(gramian, mask):
-        preferred = preference_or_mean(checked, gramian, mask)
-        projected = project_dual_cone(
-            jnp.diag(preferred), gramian, norm_eps=norm_eps, reg_eps=reg_eps
-        )
-        return projected.solution.sum(axis=0)
-
-    return stateless(upgrad_weights)
+    return projection(
+        lambda gramian, mask: jnp.diag(preference_or_mean(checked, gramian, mask)),
+        lambda m: (m, m),
+        norm_eps=norm_eps,
+        reg_eps=reg_eps,
+        num_losses=num_losses,
+        monitor=monitor,
+    )

@@ -1,0 +1,172 @@
+"""Which update near a given one serves the loss that it serves least the best?"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxjd.solvers._checks import as_gramian
+from jaxjd.solvers._face_cg import matmul
+from jaxjd.solvers.least_distance import least_distance
+
+
+class BallMaximum(NamedTuple):
+    """What [`jaxjd.solvers.maximise_on_ball`][] returns."""
+
+    solution: Float[Array, " m"]
+    r"""The multipliers $\mu \succeq 0$: the update is $J^\top (u + \mu)$."""
+    gap: Float[Array, ""]
+    r"""The upper bound on the least progress that $\mu$ proves, less the least progress
+    $\min_i g_i^\top J^\top (u + \mu)$, relative to
+    $\|J^\top u\| (1 + c) \max_i \|g_i\|$: 0 at the solution."""
+    iterations: Int[Array, ""]
+    """Problems of least distance solved."""
+    converged: Bool[Array, ""]
+    """Whether the gap is one that the precision explains."""
+
+
+class _Search(NamedTuple):
+    level: Float[Array, ""]
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+    mu: Float[Array, " m"]
+    stationary: Bool[Array, ""]
+    done: Bool[Array, ""]
+    iterations: Int[Array, ""]
+
+
+def maximise_on_ball(
+    gramian: Float[Array, "m m"],
+    u: Float[Array, " m"],
+    c: float,
+    *,
+    mask: Bool[Array, " m"] | None = None,
+    max_iterations: int = 60,
+) -> BallMaximum:
+    r"""Maximise $\min_i g_i^\top x$ over $\|x - J^\top u\| \leq c \|J^\top u\|$.
+
+    The solution is $x = J^\top (u + \mu)$. If the least progress t were known, x would
+    be the point closest to $J^\top u$ with $Jx \succeq t$: a problem of
+    [`jaxjd.solvers.least_distance`][]. Its distance is a convex function of t, whose
+    slope the multipliers give; the t at which it is the radius is found by Newton's
+    method. Each multiplier vector, scaled to sum 1, also proves an upper bound on t:
+
+    $$t \leq w^\top G u + c \|J^\top u\| \|J^\top w\|,$$
+
+    which is the dual problem's value, and where Newton's method goes next.
+
+    **Arguments:**
+
+    - `gramian`: $G = J J^\top$, symmetric positive semidefinite, which is not checked.
+      Types narrower than float32 are solved in float32.
+    - `u`: the weights of the centre.
+    - `c`: the radius, relative to the centre. If it is 1 at least and the point is
+      Pareto-stationary, the best update is zero, and so is $u + \mu$.
+    - `mask`: False for losses that are left out, whose u must be 0.
+    - `max_iterations`: problems of least distance at most.
+
+    **Returns:** $\mu$ and how good it is. NaN or infinity in G gives NaN.
+
+    **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
+    floats, or `c` is negative.
+
+    **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and its dual, in
+    algorithm 1.
+    """
+    G = as_gramian(gramian)
+    if not c >= 0:
+        raise ValueError(f"`c` must be nonnegative. Got {c}.")
+    m, dtype = G.shape[0], G.dtype
+    eps = float(jnp.finfo(dtype).eps)
+    present = jnp.ones(m, bool) if mask is None else mask
+    valid = jnp.all(jnp.isfinite(G))
+    largest = jnp.max(jnp.diagonal(G))
+    G = G / jnp.where(largest > 0, largest, 1)
+    u = jnp.asarray(u).astype(dtype)
+
+    Gu = matmul(G, u)
+    centre2 = jnp.maximum(jnp.vdot(u, Gu), 0)
+    radius = c * jnp.sqrt(centre2)
+    norms = jnp.sqrt(jnp.diagonal(G))
+    zero = (norms == 0) & present
+
+    def bound(w):
+        """The upper bound that weights prove, and the norm of their combination."""
+        norm = jnp.sqrt(jnp.maximum(jnp.vdot(w, matmul(G, w)), 0))
+        return jnp.vdot(w, Gu) + radius * norm, norm
+
+    def step(s: _Search) -> _Search:
+        # The first problem is another one: whether there is any common descent.
+        first = s.iterations == 0
+        levels = jnp.where(first, 1, s.level - Gu)
+        # A loss without a gradient makes no progress, nor does it ask for any.
+        levels = jnp.where(norms == 0, 0, levels)
+        nearest = least_distance(G, levels)
+        mu = nearest.solution
+        total = jnp.sum(mu)
+        w = mu / jnp.where(total > 0, total, 1)
+        proven, norm = bound(w)
+        stationary = first & (
+            ~nearest.feasible | (norm <= 8 * eps**0.5 * jnp.vdot(w, norms))
+        )
+        stationary = s.stationary | stationary | jnp.any(zero)
+        proven = jnp.where(stationary & first, jnp.minimum(proven, 0), proven)
+        upper = jnp.where(total > 0, jnp.minimum(s.upper, proven), s.upper)
+
+        distance = norm * total
+        inside = nearest.feasible & (distance <= radius) & ~first
+        lower = jnp.where(inside, jnp.maximum(s.lower, s.level), s.lower)
+        # Infeasible levels are too high, as are all those that need too long a step.
+        outside = ~inside & ~first
+        upper = jnp.where(outside, jnp.minimum(upper, s.level), upper)
+        usable = nearest.feasible & (total > 0) & (proven < s.upper) & ~first
+        middle = (lower + upper) / 2
+        level = jnp.where(first | usable, upper, middle)
+        close = jnp.abs(distance - radius) <= 64 * eps * radius
+        done = ~first & nearest.feasible & (close | (level == s.level))
+        done |= ~first & (upper - lower <= 2 * eps * jnp.abs(upper))
+        keep = first | ~nearest.feasible | (total == 0)
+        return _Search(
+            level=level,
+            lower=lower,
+            upper=upper,
+            mu=jnp.where(keep, s.mu, mu),
+            stationary=stationary,
+            done=done | ~jnp.isfinite(level),
+            iterations=s.iterations + 1,
+        )
+
+    def unfinished(s: _Search):
+        return (s.iterations < max_iterations) & ~s.done
+
+    lowest = jnp.min(jnp.where(present, Gu, jnp.inf))
+    alone = jnp.min(jnp.where(present, Gu + radius * norms, jnp.inf))
+    begin = _Search(
+        level=alone,
+        lower=lowest,
+        upper=alone,
+        mu=jnp.zeros(m, dtype),
+        stationary=jnp.zeros((), bool),
+        done=(radius == 0) | ~valid,
+        iterations=jnp.zeros((), jnp.int32),
+    )
+    end = lax.while_loop(unfinished, step, begin)
+
+    # On the sphere to rounding, whatever t was.
+    proven, norm = bound(end.mu)
+    mu = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm, 1), 0) * end.mu
+    nothing = (end.stationary & (c >= 1)) | (jnp.any(zero))
+    mu = jnp.where(nothing, -u, mu)
+    total = jnp.sum(mu)
+    w = mu / jnp.where(total > 0, total, 1)
+    proven = jnp.where(nothing, 0, bound(w)[0])
+    least = jnp.min(jnp.where(present, matmul(G, u + mu), jnp.inf))
+    size = jnp.sqrt(centre2) * (1 + c) * jnp.max(norms)
+    gap = jnp.where(radius > 0, (proven - least) / jnp.where(size > 0, size, 1), 0)
+    return BallMaximum(
+        jnp.where(valid, mu, jnp.nan),
+        jnp.where(valid, gap, jnp.nan),
+        end.iterations,
+        valid & (gap <= 64 * eps * m**0.5),
+    )

@@ -1,0 +1,139 @@
+"""Which weights give every loss its fair share of the progress?"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxjd.solvers._checks import as_gramian, check_max_iterations
+from jaxjd.solvers._face_cg import default_ridge, matmul
+from jaxjd.solvers._scaling import unit_diagonal
+
+
+class Bargain(NamedTuple):
+    """What [`jaxjd.solvers.bargain`][] returns."""
+
+    solution: Float[Array, " m"]
+    """The weights."""
+    residual: Float[Array, ""]
+    r"""$\max_i |(Gw)_i w_i^{1/\alpha} - 1|$: how far any loss is from its share."""
+    iterations: Int[Array, ""]
+    """Linear systems solved."""
+    converged: Bool[Array, ""]
+    """Whether the residual is one that the precision explains. False where the point is
+    Pareto-stationary: there is no solution then, and the weights are those of a
+    Gramian with a ridge of the order of rounding."""
+
+
+def bargain(
+    gramian: Float[Array, "m m"],
+    *,
+    alpha: float = 1.0,
+    mask: Bool[Array, " m"] | None = None,
+    max_iterations: int = 100,
+) -> Bargain:
+    r"""Solve $(Gw)_i = w_i^{-1/\alpha}$, $w \succ 0$.
+
+    The progress $(Gw)_i$ of each loss along the update $J^\top w$ is the larger the
+    smaller its weight. These are the conditions for the minimum of the convex function
+
+    $$\tfrac12 w^\top G w - \sum_i \psi(w_i), \qquad \psi'(w) = w^{-1/\alpha}$$
+
+    which is found by Newton's method with a line search, in the coordinates in which
+    the solution for orthogonal gradients is 1 and in which they have norm 1. It exists,
+    and is unique, unless a combination of the gradients with nonnegative weights, not
+    all zero, vanishes.
+
+    **Arguments:**
+
+    - `gramian`: $G = J J^\top$, symmetric positive semidefinite, which is not checked.
+      Types narrower than float32 are solved in float32.
+    - `alpha`: in (0, inf). 1 is Nash's bargaining solution.
+    - `mask`: False for losses that are left out. Their weight is 0, as is that of a
+      loss whose gradient is zero, which no update can serve.
+    - `max_iterations`: of Newton's method.
+
+    **Returns:** the weights and how well they solve the equations. NaN or infinity in G
+    gives NaN.
+
+    **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
+    floats, `alpha` is not positive or `max_iterations` is below 1.
+
+    **Reference:** Navon et al. (2022), arXiv:2202.01017, equation 2, for $\alpha = 1$;
+    Ban & Ji (2024), arXiv:2402.15638, equation 4.
+    """
+    G = as_gramian(gramian)
+    check_max_iterations(max_iterations)
+    if not alpha > 0:
+        raise ValueError(f"`alpha` must be positive. Got {alpha}.")
+    m, dtype = G.shape[0], G.dtype
+    power = 1 / alpha
+    if mask is not None:
+        G = jnp.where(mask[:, None] & mask[None, :], G, 0)
+    # The equations scale: for s G the solution is s^(-1 / (1 + power)) w.
+    largest = jnp.max(jnp.diagonal(G))
+    scaled = unit_diagonal(G / jnp.where(largest > 0, largest, 1))
+    present = scaled.norms > 0
+    C = scaled.C + default_ridge(m, dtype) * jnp.eye(m, dtype=dtype)
+    norms = jnp.where(present, scaled.norms, 1)
+
+    # With w = w0 z, where w0 solves the equations for orthogonal gradients, and the
+    # step of z measured in units of q, the Hessian is C + power diag(z^(-power - 1)).
+    log_w0 = -2 / (1 + power) * jnp.log(norms)
+    q = norms * jnp.exp(log_w0)
+
+    def forces(z):
+        """What each loss lacks of its share, in the coordinates of C."""
+        return jnp.where(present, q * z**-power - matmul(C, q * z), 0)
+
+    def step(carry):
+        z, force, iterations, _ = carry
+        hessian = C + jnp.diag(jnp.where(present, power * z ** (-power - 1), 1))
+        direction = cho_solve(cho_factor(hessian), force) / q
+        slope = jnp.sum(force * direction * q)
+        # Stay positive, with a hundredth of what was there; then halve while the
+        # function rises steeply at the end: it is convex, so its slope decides.
+        shrinking = jnp.min(jnp.where(direction < 0, z / -direction, jnp.inf))
+        length = jnp.minimum(1, 0.99 * shrinking).astype(dtype)
+
+        def overshoots(search):
+            length, halvings = search
+            ahead = jnp.sum(forces(z + length * direction) * direction * q)
+            return (ahead < -slope / 2) & (halvings < 30)
+
+        def halve(search):
+            return search[0] / 2, search[1] + 1
+
+        length, _ = lax.while_loop(overshoots, halve, (length, 0))
+        new = z + length * direction
+        change = jnp.max(jnp.where(present, jnp.abs(length * direction) / z, 0))
+        return new, forces(new), iterations + 1, change
+
+    eps = float(jnp.finfo(dtype).eps)
+
+    def unfinished(carry):
+        _, _, iterations, change = carry
+        return (iterations < max_iterations) & (change > 8 * eps)
+
+    start = jnp.ones(m, dtype)
+    begin = (start, forces(start), jnp.zeros((), jnp.int32), jnp.array(jnp.inf, dtype))
+    z, _, iterations, _ = lax.while_loop(unfinished, step, begin)
+
+    w = jnp.where(present, z * jnp.exp(log_w0), 0)
+    # Without the ridge, relative to the share.
+    share = matmul(scaled.C, q * z) * z**power / q
+    residual = jnp.max(jnp.where(present, jnp.abs(share - 1), 0))
+    # Sums of products as large as |q z| are rounded: much to a loss whose share is
+    # small, but what is wrong by a hundredth is not a solution.
+    explained = 64 * eps * m**0.5 * jnp.max(jnp.where(present, z**power / q, 0))
+    explained *= jnp.maximum(1, jnp.linalg.norm(jnp.where(present, q * z, 0)))
+    valid = jnp.all(jnp.isfinite(G))
+    w *= jnp.where(largest > 0, largest, 1) ** (-1 / (1 + power))
+    return Bargain(
+        jnp.where(valid, w, jnp.nan),
+        jnp.where(valid, residual, jnp.nan),
+        iterations,
+        valid & (residual <= jnp.minimum(explained, 0.01)),
+    )

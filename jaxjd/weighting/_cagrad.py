@@ -1,0 +1,60 @@
+"""CAGrad: near the mean gradient, the update that serves the worst served loss best."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxjd.solvers import Certificate, maximise_on_ball
+from jaxjd.weighting._certified import certified
+from jaxjd.weighting._checks import check_number, check_vector
+from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._weighting import Weighting
+
+
+def cagrad(
+    c: float = 0.5,
+    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    *,
+    monitor: bool = False,
+) -> Weighting:
+    r"""Weights of conflict-averse gradient descent.
+
+    The update maximises $\min_i g_i^\top d$ over $\|d - g_0\| \leq c \|g_0\|$, where
+    $g_0$ is the mean of the gradients. With $c = 0$ it is the mean itself; for $c < 1$
+    its fixed points are those of the mean, and it may conflict; for $c \geq 1$ it does
+    not, and it is zero where the point is Pareto-stationary.
+
+    The problem is solved exactly, by [`jaxjd.solvers.maximise_on_ball`][]. TorchJD
+    solves its dual by an interior point method, on the CPU; and counts a Gramian whose
+    trace is below 1e-4 as zero, which this does not.
+
+    **Arguments:**
+
+    - `c`: the radius of the ball, relative to the norm of its centre, in [0, inf).
+    - `preference`: $u \succeq 0$, m numbers: $g_0 = J^\top u$. By default $1/m$ for
+      each loss.
+    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
+      step: its `complementarity` is the gap between the least progress and the bound on
+      it that the dual proves, and its iterations are problems of least distance.
+      `optax.tree.get(opt_state, "certificate")` finds it.
+
+    **Raises:** `ValueError` or `TypeError` if `c` is not in [0, inf) or `preference` is
+    not a vector of finite nonnegative reals, and, when used, `ValueError` if the
+    preference has not m entries.
+
+    **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and algorithm 1.
+    """
+    c = check_number("c", c, "[0, inf)")
+    checked = None
+    if preference is not None:
+        checked = check_vector("preference", preference, nonnegative=True)
+
+    def cagrad_weights(gramian, mask):
+        centre = preference_or_mean(checked, gramian, mask)
+        best = maximise_on_ball(gramian, centre, c, mask=mask)
+        zero = jnp.zeros_like(best.gap)
+        certificate = Certificate(zero, zero, best.gap, best.iterations, best.converged)
+        return centre + best.solution, certificate
+
+    return certified(cagrad_weights, monitor=monitor)

@@ -1,0 +1,75 @@
+"""MGDA: the shortest convex combination of the gradients."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxjd.solvers import minimise_on_simplex
+from jaxjd.solvers._face_cg import matmul
+from jaxjd.weighting._certified import certified
+from jaxjd.weighting._checks import check_integer, finite_or_nan
+from jaxjd.weighting._mean import mean_weights
+from jaxjd.weighting._weighting import Weighting, stateless
+
+
+def mgda(*, frank_wolfe_steps: int | None = None, monitor: bool = False) -> Weighting:
+    r"""Weights of the multiple-gradient descent algorithm, $\operatorname{argmin}_w
+    \|J^\top w\|$ over $w \succeq 0$ with $\sum_i w_i = 1$.
+
+    The update is the shortest vector of the convex hull of the gradients. It conflicts
+    with no loss, and is zero if and only if the point is Pareto-stationary; a loss
+    whose gradient is zero makes it zero.
+
+    **Arguments:**
+
+    - `frank_wolfe_steps`: if given, the problem is not solved exactly, but by so many
+      steps of the Frank-Wolfe method at most, which stops when a step is shorter than
+      1e-3. 100 gives TorchJD's weights, which are within about 1 % of the exact ones.
+    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
+      step. `optax.tree.get(opt_state, "certificate")` finds it.
+
+    **Raises:** `ValueError` or `TypeError` if `frank_wolfe_steps` is not a positive
+    integer, or is given together with `monitor`: it certifies nothing.
+
+    **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2; Sener & Koltun
+    (2018), arXiv:1810.04650, algorithm 2, for the Frank-Wolfe method.
+    """
+    if frank_wolfe_steps is None:
+
+        def mgda_weights(gramian, mask):
+            return minimise_on_simplex(gramian, mask=mask)
+
+        return certified(mgda_weights, monitor=monitor)
+
+    steps = check_integer("frank_wolfe_steps", frank_wolfe_steps, least=1)
+    if monitor:
+        raise ValueError(
+            "`monitor` must be False if `frank_wolfe_steps` is given: these steps have "
+            "no certificate."
+        )
+    return stateless(lambda gramian, mask: _frank_wolfe(gramian, mask, steps))
+
+
+def _frank_wolfe(
+    gramian: Float[Array, "m m"], mask: Bool[Array, " m"], steps: int
+) -> Float[Array, " m"]:
+    def unfinished(carry):
+        _, step, length = carry
+        return (step < steps) & (length >= 1e-3)
+
+    def step(carry):
+        alpha, step, _ = carry
+        slopes = matmul(gramian, alpha)
+        t = jnp.argmin(jnp.where(mask, slopes, jnp.inf))
+        # The inner products of the combination and of gradient t with each other.
+        a, b, c = slopes[t], jnp.vdot(alpha, slopes), gramian[t, t]
+        inside = (b - a) / jnp.where((c > a) & (b > a), b + c - 2 * a, 1)
+        length = jnp.where(c <= a, 1.0, jnp.where(b <= a, 0.0, inside))
+        length = length.astype(alpha.dtype)
+        alpha = (1 - length) * alpha
+        return alpha.at[t].add(length), step + 1, length
+
+    start = mean_weights(gramian, mask)
+    begin = (start, jnp.zeros((), jnp.int32), jnp.ones((), gramian.dtype))
+    alpha = lax.while_loop(unfinished, step, begin)[0]
+    return finite_or_nan(gramian, jnp.where(mask, alpha, 0))

@@ -1,0 +1,102 @@
+"""Nash-MTL: the update that the losses would agree on by bargaining."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxjd.solvers import Certificate, bargain
+from jaxjd.solvers._face_cg import matmul
+from jaxjd.weighting._certified import unused, worst
+from jaxjd.weighting._checks import check_integer, check_num_losses, check_number
+from jaxjd.weighting._fairgrad import bargain_certificate
+from jaxjd.weighting._weighting import Weighting, stateful
+
+
+class NashMTLState(NamedTuple):
+    """The state of Nash-MTL."""
+
+    weights: Float[Array, " m"]
+    """The last weights that were solved for, before their norm was limited."""
+    count: Int[Array, ""]
+    """How many steps there were."""
+    certificate: Certificate | None
+    r"""How well those weights solve the problem: `dual` is
+    $\max_i |(Gw)_i w_i - 1|$. None unless `monitor` is true."""
+
+
+def nash_mtl(
+    *,
+    num_losses: int,
+    max_norm: float = 1.0,
+    update_every: int = 1,
+    monitor: bool = False,
+) -> Weighting:
+    r"""Weights of the Nash bargaining solution, $Gw = \|G\|_F / w$, entry by entry.
+
+    The direction of the update is the one of its length that maximises
+    $\prod_i g_i^\top d$: no loss can gain a percentage that costs the others less. The
+    factor, the Frobenius norm of G, is that of the authors' code and of TorchJD. A loss
+    whose gradient is zero gets the weight zero. Where the point is Pareto-stationary
+    there is no solution; the weights are finite then, and the update nearly zero beside
+    them.
+
+    TorchJD takes J and solves a sequence of linearised problems with ECOS, each to
+    1e-3; this is Newton's method on the equations, [`jaxjd.solvers.bargain`][].
+
+    **Arguments:**
+
+    - `num_losses`: m.
+    - `max_norm`: the largest norm of the update $J^\top w$; 0 for no limit.
+    - `update_every`: for how many steps the same weights are used. A loss that is
+      missing when they are chosen has the weight zero until they are chosen again.
+    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
+      weights. `optax.tree.get(opt_state, "certificate")` finds it.
+
+    **Raises:** `ValueError` or `TypeError` if `num_losses` or `update_every` is not a
+    positive integer or `max_norm` not in [0, inf), and, when used, `ValueError` if
+    there are not `num_losses` losses.
+
+    **Reference:** Navon et al. (2022), arXiv:2202.01017, equation 2 and algorithm 1.
+    """
+    num_losses = check_integer("num_losses", num_losses, least=1)
+    update_every = check_integer("update_every", update_every, least=1)
+    max_norm = check_number("max_norm", max_norm, "[0, inf)")
+
+    def init():
+        return NashMTLState(
+            jnp.ones(num_losses),
+            jnp.zeros((), jnp.int32),
+            unused() if monitor else None,
+        )
+
+    def nash_mtl_weights(gramian, mask, state):
+        check_num_losses(num_losses, gramian)
+
+        def solve(state):
+            # The largest first: its squares may overflow.
+            largest = jnp.max(jnp.abs(gramian))
+            normalised = gramian / jnp.where(largest > 0, largest, 1)
+            size = jnp.linalg.norm(normalised)
+            solved = bargain(
+                normalised / jnp.where(size > 0, size, 1), alpha=1.0, mask=mask
+            )
+            weights = solved.solution.astype(state.weights.dtype)
+            certificate = state.certificate
+            if certificate is not None:
+                certificate = worst(bargain_certificate(solved), certificate)
+            return state._replace(weights=weights, certificate=certificate)
+
+        due = state.count % update_every == 0
+        state = lax.cond(due, solve, lambda state: state, state)
+        weights = jnp.where(mask, state.weights.astype(gramian.dtype), 0)
+        if max_norm > 0:
+            norm2 = jnp.maximum(jnp.vdot(weights, matmul(gramian, weights)), 0)
+            norm = jnp.sqrt(norm2)
+            over = norm > max_norm
+            weights = jnp.where(over, weights / jnp.where(over, norm, 1), weights)
+            weights = jnp.where(over, weights * max_norm, weights)
+        return weights, state._replace(count=state.count + 1)
+
+    return stateful(init, nash_mtl_weights)

@@ -1,0 +1,83 @@
+"""What do UPGrad and DualProj share: a projection, monitored and started warm?"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from jaxjd.solvers import Certificate, project_dual_cone
+from jaxjd.weighting._certified import unused, worst
+from jaxjd.weighting._checks import (
+    check_gramian,
+    check_integer,
+    check_mask,
+    check_num_losses,
+)
+from jaxjd.weighting._weighting import Weighting
+
+
+class ProjectionState(NamedTuple):
+    """The state of UPGrad and DualProj."""
+
+    solution: Float[Array, "... m"] | None
+    """The weights of the last projections, with which the next search begins: [m, m]
+    for UPGrad, [m] for DualProj. None unless `num_losses` is given."""
+    certificate: Certificate | None
+    """Of the last step: the worst of all rows in every field, each a scalar. None
+    unless `monitor` is true."""
+
+
+def projection(
+    bounds: Callable[[Float[Array, "m m"], Bool[Array, " m"]], Float[Array, "... m"]],
+    shape: Callable[[int], tuple[int, ...]],
+    *,
+    norm_eps: float | None,
+    reg_eps: float | None,
+    num_losses: int | None,
+    monitor: bool,
+) -> Weighting:
+    """Weights that are the sum of the projections of some combinations of gradients.
+
+    **Arguments:**
+
+    - `bounds`: from a Gramian and a mask to the combinations.
+    - `shape`: of the combinations of m losses.
+    - The others: as [`jaxjd.weighting.upgrad`][].
+    """
+    if num_losses is not None:
+        check_integer("num_losses", num_losses, least=1)
+
+    def init():
+        solution = None if num_losses is None else jnp.zeros(shape(num_losses))
+        certificate = unused() if monitor else None
+        if solution is None and certificate is None:
+            return optax.EmptyState()
+        return ProjectionState(solution, certificate)
+
+    def update(gramian, state, /, *, mask=None, **extra_args):
+        del extra_args  # For other links of the chain.
+        gramian = check_gramian(gramian)
+        mask = check_mask(mask, gramian.shape[0])
+        present = mask[:, None] & mask[None]
+        gramian = jnp.where(present, gramian, 0)
+        if num_losses is not None:
+            check_num_losses(num_losses, gramian)
+        projected = project_dual_cone(
+            bounds(gramian, mask),
+            gramian,
+            norm_eps=norm_eps,
+            reg_eps=reg_eps,
+            initial=None if num_losses is None else state.solution,
+        )
+        if monitor:
+            certificate = worst(projected.certificate, state.certificate)
+            state = state._replace(certificate=certificate)
+        if num_losses is not None:
+            # NaN is no place to begin: the solver would ignore it.
+            solution = projected.solution.astype(state.solution.dtype)
+            state = state._replace(solution=solution)
+        return projected.solution.reshape(-1, gramian.shape[0]).sum(axis=0), state
+
+    return Weighting(init, update)

@@ -1,0 +1,74 @@
+"""Does every loss get the share that the equations give it?"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxjd.solvers import bargain
+from tests.solvers import problems
+
+solvers = {
+    alpha: jax.jit(functools.partial(bargain, alpha=alpha))
+    for alpha in (0.5, 1.0, 2.0, 10.0)
+}
+
+
+@pytest.mark.parametrize("alpha", solvers)
+def test_the_equations_hold(x64, alpha):
+    rng = np.random.default_rng(0)
+    for family in (problems.normal, problems.rank_half, problems.near_duplicate):
+        J = problems.spread(rng, family(rng, 8), 2)
+        result = solvers[alpha](J @ J.T)
+        w = np.asarray(result.solution)
+        assert result.converged
+        assert w.min() > 0
+        np.testing.assert_allclose((J @ (J.T @ w)) * w ** (1 / alpha), 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", solvers)
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_float32_at_any_scale(alpha, scale):
+    rng = np.random.default_rng(1)
+    J, G = problems.gramian32(scale * problems.spread(rng, problems.normal(rng, 8), 1))
+    result = solvers[alpha](G)
+    assert result.converged
+    w = np.asarray(result.solution, float)
+    # A share is a sum of products that are larger than it.
+    np.testing.assert_allclose((J @ (J.T @ w)) * w ** (1 / alpha), 1, rtol=2e-4)
+
+
+def test_orthogonal_gradients_have_a_closed_form():
+    G = np.diag([1.0, 4.0, 0.0, 1e4]).astype(np.float32)
+    w = solvers[2.0](G).solution
+    # s w = w^(-1/2).
+    np.testing.assert_allclose(w, [1, 4 ** (-2 / 3), 0, 1e4 ** (-2 / 3)], rtol=1e-5)
+
+
+def test_a_pareto_stationary_point_has_no_solution():
+    J = np.array([[1.0, 0], [-1.0, 0], [0, 1.0]], np.float32)
+    result = solvers[1.0](J @ J.T)
+    assert not result.converged
+    w = np.asarray(result.solution, float)
+    assert np.isfinite(w).all()
+    # What is left of the two that cancel is nothing beside their weights.
+    assert abs(w[0] - w[1]) <= 1e-3 * w[0]
+
+
+def test_zero_missing_and_nan():
+    G = np.eye(3, dtype=np.float32)
+    np.testing.assert_array_equal(solvers[1.0](0 * G).solution, [0, 0, 0])
+    masked = bargain(G, mask=jnp.array([True, False, True]))
+    np.testing.assert_allclose(masked.solution, [1, 0, 1], rtol=1e-6)
+    result = solvers[1.0](G * np.nan)
+    assert np.isnan(result.solution).all()
+    assert not result.converged
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="`alpha` must be positive. Got 0"):
+        bargain(np.eye(2), alpha=0)
+    with pytest.raises(ValueError, match="`gramian` must be a square matrix"):
+        bargain(np.ones((2, 3)))
