@@ -126,15 +126,7 @@ def test_dtypes(name, dtype, x64):
 
 
 @every
-def test_without_compiling(name):
-    """Outside of jit the same numbers come out, up to another order of summation."""
-    assert_allclose(
-        refused(name, gramian())[0], weigh(name, gramian()), rtol=2e-4, atol=2e-5
-    )
-
-
-@every
-def test_vmap_of_a_scan(name, x64):
+def test_vmap_of_a_scan(name):
     """Two runs of three steps at once are what they are one after the other."""
     weighting, row = ROWS[name].make(M), ROWS[name]
 
@@ -146,33 +138,35 @@ def test_vmap_of_a_scan(name, x64):
         return jax.lax.scan(step, weighting.init(), gramians)
 
     gramians = jnp.stack(
-        [
-            jnp.stack([gramian(key, rank, jnp.float64) for key, rank in run])
-            for run in [[(0, 6), (1, 3), (2, 6)], [(3, 6), (4, 6), (5, 3)]]
-        ]
+        [jnp.stack([gramian(key) for key in keys]) for keys in [(0, 1, 2), (3, 4, 5)]]
     )
+    if not jax.tree.leaves(weighting.init()):
+        # Traced only: to compile it again takes as long as all the other tests.
+        assert jax.eval_shape(jax.vmap(steps), gramians)[1].shape == gramians.shape[:3]
+        return
     states, together = jax.jit(jax.vmap(steps))(gramians)
     init, update, _ = compiled(name)
     for run, several in enumerate(together):
         state = init()
         for one, weights in zip(gramians[run], several, strict=True):
             alone, state = update(one, state, jnp.ones(M, bool))
-            # What is unique where the Gramian is singular: not w, but G w.
-            assert_allclose(one @ weights, one @ alone, atol=1e-6 * jnp.trace(one))
+            assert_allclose(weights, alone, rtol=1e-3, atol=1e-4)
         for last, alone in zip(
             jax.tree.leaves(states), jax.tree.leaves(state), strict=True
         ):
-            if not jnp.issubdtype(alone.dtype, jax.dtypes.prng_key):
-                assert_allclose(last[run], alone, atol=1e-6)
+            if jnp.issubdtype(alone.dtype, jax.dtypes.prng_key):
+                assert last[run] == alone
+            else:
+                assert_allclose(last[run], alone, rtol=1e-3, atol=1e-4)
 
 
 @every
-def test_losses_that_are_missing(name, x64):
+def test_losses_that_are_missing(name):
     """As if they did not exist, and compiled once for every mask."""
-    one = gramian(dtype=jnp.float64)
+    one = gramian()
     masks = [np.array(mask, bool) for mask in ([1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 0])]
     _, _, traces = compiled(name)
-    weigh(name, one, jnp.asarray(masks[0]))
+    weigh(name, one)
     before = len(traces)
     for mask in masks:
         # Whatever is in their rows and columns.
@@ -180,23 +174,29 @@ def test_losses_that_are_missing(name, x64):
         weights = weigh(name, spoilt, jnp.asarray(mask))
         assert_array_equal(weights[~mask], 0)
         if ROWS[name].drawn or name == "constant":
-            assert_allclose(weights, weigh(name, one, jnp.asarray(mask)), rtol=1e-12)
-            continue
-        alone = weigh(name, one[mask][:, mask])
-        assert_allclose(weights[mask], alone, rtol=1e-7, atol=1e-9)
+            assert_array_equal(weights, weigh(name, one, jnp.asarray(mask)))
+            assert weights.any()
+        else:
+            alone = weigh(name, one[mask][:, mask])
+            assert_allclose(weights[mask], alone, rtol=1e-3, atol=1e-4)
     assert_array_equal(weigh(name, one, jnp.zeros(M, bool)), 0)
     assert len(traces) == before
 
 
 @every
-def test_a_single_loss(name, x64):
+def test_a_single_loss(name):
     """A positive multiple of its gradient: there is nothing to weigh."""
-    one = jnp.full((1, 1), 4.0)
-    if ROWS[name].least > 1:
-        with pytest.raises(ValueError, match=f"at least {ROWS[name].least} losses"):
-            weigh(name, one)
+    alone = jnp.arange(M) == 1
+    assert weigh(name, gramian(), alone)[1] > 0
+    init, update, _ = compiled(name, 1)
+    one = jnp.ones((1, 1))
+    # Traced only: to compile it takes as long as all the other tests.
+    if ROWS[name].least == 1:
+        weights, _ = jax.eval_shape(update, one, init(), jnp.ones(1, bool))
+        assert weights.shape == (1,)
     else:
-        assert weigh(name, one)[0] > 0
+        with pytest.raises(ValueError, match=f"at least {ROWS[name].least} losses"):
+            jax.eval_shape(update, one, init(), jnp.ones(1, bool))
 
 
 def rows(kind):
@@ -276,6 +276,7 @@ STATEMENTS = {
     ("conflict_free", "one zero"): equal_projections,
     ("conflict_free", "two equal"): equal_projections,
     ("conflict_free", "norms from 1e-6 to 1e6"): equal_projections,
+    ("cr_mogm", "norms from 1e-6 to 1e6"): equal_projections,
     ("dualproj", "norms from 1e-6 to 1e6"): no_conflict,
     ("gradvac", "all zero"): weights_are(*[1] * 6),
     ("gradvac", "all equal"): weights_are(*[1] * 6),
@@ -295,25 +296,13 @@ STATEMENTS = {
     ("sdmgrad", "all zero"): weights_are(*[1 / 6] * 6),
     ("sdmgrad", "norms from 1e-6 to 1e6"): weights_sum_to_one,
     ("upgrad", "norms from 1e-6 to 1e6"): no_conflict,
-    **{
-        ("cr_mogm", kind): statement
-        for kind, statement in [
-            ("all zero", weights_are(*[0] * 6)),
-            ("norms from 1e-6 to 1e6", equal_projections),
-        ]
-    },
 }
-
-
-# Their update is as long as the gradients are, squared: no weighting that should be
-# the same at all scales. MoDo's steps are in the units of the Gramian.
-AT_A_SCALE = {"modo"}
 
 
 @every
 def test_the_scale_of_the_gradients_does_not_matter(name):
-    if name in AT_A_SCALE:
-        pytest.skip("Its step size has a unit.")
+    if name == "modo":
+        pytest.skip("Its step size is in the units of the Gramian.")
     J = jnp.asarray(rows("none"), jnp.float32)
     expected = weigh(name, J @ J.T)
     for scale in (1e-8, 1e8):
@@ -340,14 +329,13 @@ def test_a_gramian_that_is_not_finite(name, value, place):
 
 
 @every
-def test_permuting_the_losses_permutes_the_weights(name, x64):
+def test_permuting_the_losses_permutes_the_weights(name):
     if name == "constant" or ROWS[name].drawn:
         pytest.skip("To it the losses are not alike.")
     order = jnp.array([3, 1, 0, 5, 4, 2])
-    one = gramian(dtype=jnp.float64)
-    assert_allclose(
-        weigh(name, one[order][:, order]), weigh(name, one)[order], rtol=1e-8
-    )
+    one = gramian()
+    permuted = weigh(name, one[order][:, order])
+    assert_allclose(permuted, weigh(name, one)[order], rtol=1e-3, atol=1e-4)
 
 
 @every
