@@ -64,7 +64,7 @@ def gradvac(
     **Raises:** `TypeError` or `ValueError` if a number is none or out of its range,
     and, when used, `ValueError` if there are not `num_losses` losses.
 
-    **Reference:** Wang et al. (2021), arXiv:2010.05874, Algorithm 1 and equation 5.
+    **Reference:** Wang et al. (2021), arXiv:2010.05874, Algorithm 1.
     """
     check_integer("num_losses", num_losses, least=1)
     check_number("beta", beta, "[0, 1]")

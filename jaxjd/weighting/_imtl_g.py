@@ -21,8 +21,9 @@ def imtl_g() -> Weighting:
     whose norms are small; TorchJD drops these. Zero weights where $\mathbf 1^\top v$
     is zero to rounding, relative to its terms; gradients that are zero weigh nothing.
 
-    **Reference:** Liu et al. (2021), Towards Impartial Multi-Task Learning, equation 5;
-    Quinton & Rey (2024), arXiv:2406.16232, appendix, for dependent gradients.
+    **Reference:** Liu et al. (2021), Towards Impartial Multi-Task Learning, section
+    3.1, gradient balance; Quinton & Rey (2024), arXiv:2406.16232, who generalise it to
+    dependent gradients.
     """
     return stateless(imtl_g_weights)
 

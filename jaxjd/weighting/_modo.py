@@ -50,7 +50,7 @@ def modo(*, num_losses: int, gamma: float = 0.1, rho: float = 0.1) -> Weighting:
     `num_losses` losses.
 
     **Reference:** Chen et al. (2024), Three-Way Trade-Off in Multi-Objective Learning,
-    JMLR 25, Algorithm 2 and equation 2.9.
+    JMLR 25, equation 2.9.
     """
     check_integer("num_losses", num_losses, least=1)
     check_number("gamma", gamma, "(0, inf)")
