@@ -31,9 +31,19 @@ from jaxjd.weighting import Weighting as Weighting
 
 __version__ = "0.1.0"
 
+aligned_mtl = _aggregator(weighting.aligned_mtl)
+conflict_free = _aggregator(weighting.conflict_free)
 constant = _aggregator(weighting.constant)
+cr_mogm = _aggregator(weighting.cr_mogm)
 dualproj = _aggregator(weighting.dualproj)
+gradvac = _aggregator(weighting.gradvac)
+imtl_g = _aggregator(weighting.imtl_g)
+krum = _aggregator(weighting.krum)
 mean = _aggregator(weighting.mean)
+modo = _aggregator(weighting.modo)
+pcgrad = _aggregator(weighting.pcgrad)
+random = _aggregator(weighting.random)
+sdmgrad = _aggregator(weighting.sdmgrad)
 sum = _aggregator(weighting.sum)
 cagrad = _aggregator(weighting.cagrad)
 fairgrad = _aggregator(weighting.fairgrad)

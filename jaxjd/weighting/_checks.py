@@ -38,6 +38,18 @@ def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
     return mask
 
 
+def present_only(
+    gramian: Float[Array, "m m"], mask: Bool[Array, " m"] | None
+) -> tuple[Float[Array, "m m"], Bool[Array, " m"]]:
+    """A checked Gramian, zero in the rows and columns of missing losses, and the mask.
+
+    **Raises:** as [`check_gramian`][] and [`check_mask`][].
+    """
+    gramian = check_gramian(gramian)
+    mask = check_mask(mask, gramian.shape[0])
+    return jnp.where(mask[:, None] & mask[None], gramian, 0), mask
+
+
 def check_vector(
     name: str, values: Float[Array, " m"] | Sequence[float], *, nonnegative: bool
 ) -> Float[Array, " m"]:
@@ -99,6 +111,28 @@ def check_integer(name: str, value: int, *, least: int) -> int:
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}. Got {value}.")
     return int(value)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """**Raises:** `ValueError` if it is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}. Got {value!r}.")
+    return value
+
+
+def check_key(key: int | jax.Array) -> jax.Array:
+    """A key of `jax.random` from itself or from an integer seed.
+
+    **Raises:** `TypeError` if it is neither.
+    """
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape
+        raw = key.dtype == jnp.uint32 and key.ndim == 1
+        if typed or raw:
+            return key
+    elif isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return jax.random.key(key)
+    raise TypeError(f"`key` must be an integer seed or one jax.random key. Got {key!r}")
 
 
 def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> None:

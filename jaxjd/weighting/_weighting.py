@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd.weighting._checks import check_gramian, check_mask
+from jaxjd.weighting._checks import present_only
 
 State = TypeVar("State")
 
@@ -82,10 +82,7 @@ def stateless(
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
-        gramian = check_gramian(gramian)
-        mask = check_mask(mask, gramian.shape[0])
-        present = mask[:, None] & mask[None]
-        return weights(jnp.where(present, gramian, 0), mask), state
+        return weights(*present_only(gramian, mask)), state
 
     return Weighting(optax.EmptyState, update)
 
@@ -106,16 +103,33 @@ def stateful(
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
-        gramian = check_gramian(gramian)
-        mask = check_mask(mask, gramian.shape[0])
-        present = mask[:, None] & mask[None]
-        gramian = jnp.where(present, gramian, 0)
+        gramian, mask = present_only(gramian, mask)
         chosen, new = weights(gramian, mask, state)
         finite = jnp.isfinite(gramian).all()
-        # The types of the state must not change: it is carried by scans.
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old).astype(old.dtype), new, state
-        )
-        return jnp.where(finite, chosen, jnp.nan), kept
+        return jnp.where(finite, chosen, jnp.nan), keep_unless(finite, new, state)
 
     return Weighting(init, update)
+
+
+def keep_unless(replace: Bool[Array, ""], new: State, old: State) -> State:
+    """The new state if it is to replace the old one, in the types of the old one.
+
+    They must not change: the state is carried by scans.
+    """
+
+    def choose(new, old):
+        if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            new = new.astype(old.dtype)
+        return jnp.where(replace, new, old)
+
+    return jax.tree.map(choose, new, old)
+
+
+def check_weighting(weighting: Weighting) -> Weighting:
+    """**Raises:** `TypeError` if it is anything else, such as its transformation."""
+    if not isinstance(weighting, Weighting):
+        raise TypeError(
+            "`weighting` must be a jaxjd.Weighting, such as jaxjd.weighting.upgrad(). "
+            f"Got {type(weighting).__name__}."
+        )
+    return weighting

@@ -1,5 +1,9 @@
 """The registry: what every weighting does, a row each."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +13,58 @@ from numpy.testing import assert_allclose, assert_array_equal
 import jaxjd
 
 M = 6
+
+
+def itself_as_cross_gramian(gramian):
+    return {"cross_gramian": gramian}
+
+
+class Row(NamedTuple):
+    """A weighting of m losses, and what is particular about it."""
+
+    make: Callable[[int], jaxjd.Weighting]
+    extra_args: Callable[[jax.Array], dict[str, Any]] = lambda gramian: {}
+    """What `update` needs besides the Gramian."""
+    blind: bool = False
+    """The weights do not depend on the Gramian: it may be NaN."""
+    drawn: bool = False
+    """The weights are random: the losses are not alike."""
+    least: int = 1
+    """How many losses there must be."""
+    scale_free: bool = True
+    """The weights are the same for gradients in another unit."""
+
+
 ROWS = {
-    "constant": lambda: jaxjd.weighting.constant(jnp.linspace(-1.0, 2.0, M)),
-    "dualproj": jaxjd.weighting.dualproj,
-    "mean": jaxjd.weighting.mean,
-    "sum": jaxjd.weighting.sum,
-    "upgrad": jaxjd.weighting.upgrad,
+    "aligned_mtl": Row(lambda m: jaxjd.weighting.aligned_mtl()),
+    "conflict_free": Row(lambda m: jaxjd.weighting.conflict_free()),
+    "constant": Row(
+        lambda m: jaxjd.weighting.constant(jnp.linspace(2.0, -1.0, m)), blind=True
+    ),
+    "cr_mogm": Row(
+        lambda m: jaxjd.weighting.cr_mogm(jaxjd.weighting.imtl_g(), num_losses=m)
+    ),
+    "dualproj": Row(lambda m: jaxjd.weighting.dualproj()),
+    "gradvac": Row(lambda m: jaxjd.weighting.gradvac(num_losses=m), drawn=True),
+    "imtl_g": Row(lambda m: jaxjd.weighting.imtl_g()),
+    "krum": Row(lambda m: jaxjd.weighting.krum(1, 2), least=4),
+    "mean": Row(lambda m: jaxjd.weighting.mean(), blind=True),
+    "modo": Row(
+        lambda m: jaxjd.weighting.modo(num_losses=m),
+        extra_args=itself_as_cross_gramian,
+        scale_free=False,  # Its step size is in the units of the Gramian.
+    ),
+    "pcgrad": Row(lambda m: jaxjd.weighting.pcgrad(), drawn=True),
+    "random": Row(lambda m: jaxjd.weighting.random(), blind=True, drawn=True),
+    "sdmgrad": Row(
+        lambda m: jaxjd.weighting.sdmgrad(num_losses=m),
+        extra_args=itself_as_cross_gramian,
+    ),
+    "sum": Row(lambda m: jaxjd.weighting.sum(), blind=True),
+    "upgrad": Row(lambda m: jaxjd.weighting.upgrad()),
 }
+# From a weighting to a weighting: they have no transformation of their own.
+COMBINATORS = {"normalize", "regularize", "scale_by_losses"}
 every = pytest.mark.parametrize("name", ROWS)
 
 
@@ -24,78 +73,268 @@ def gramian(key=0, rank=M, dtype=jnp.float32):
     return rows @ rows.T
 
 
+@functools.cache
+def compiled(name, m=M):
+    """The update, compiled once for each type, and a list of how often it was."""
+    weighting = ROWS[name].make(m)
+    traces = []
+
+    def update(gramian, state, mask):
+        traces.append(gramian)
+        extra_args = ROWS[name].extra_args(gramian)
+        return weighting.update(gramian, state, mask=mask, **extra_args)
+
+    return weighting.init, jax.jit(update), traces
+
+
+def weigh(name, gramian, mask=None):
+    """The weights of a first step."""
+    m = gramian.shape[0]
+    init, update, _ = compiled(name, m)
+    return update(gramian, init(), jnp.ones(m, bool) if mask is None else mask)[0]
+
+
+def refused(name, gramian):
+    """Whatever the weighting has to say against it."""
+    row = ROWS[name]
+    weighting = row.make(M)
+    return weighting.update(gramian, weighting.init(), **row.extra_args(gramian))
+
+
 def test_the_registry_is_complete():
     exported = {
         name for name in vars(jaxjd.weighting) if name[0].islower() and name[0] != "_"
     }
     modules = {name for name in exported if "_" + name in vars(jaxjd.weighting)}
-    assert exported == set(ROWS) == modules
+    assert exported == set(ROWS) | COMBINATORS == modules
     assert all(callable(getattr(jaxjd, name)) for name in ROWS)
+    assert not any(hasattr(jaxjd, name) for name in COMBINATORS)
 
 
 @every
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_dtypes(name, dtype, x64):
-    weights = ROWS[name]()(gramian(dtype=jnp.float32).astype(dtype))
+    """Of the weights that of the Gramian or wider; of the state always the same."""
+    init, update, _ = compiled(name)
+    state = init()
+    one = jax.ShapeDtypeStruct((M, M), dtype)
+    # Traced only. A type that is narrower than float32 is widened first of all.
+    weights, new = jax.eval_shape(update, one, state, jnp.ones(M, bool))
+    assert weights.shape == (M,)
     assert weights.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+    assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(
+        lambda x: x.dtype, state
+    )
+
+
+@every
+def test_vmap_of_a_scan(name):
+    """It can be traced, and not more: to compile it takes as long as all the rest."""
+    init, update, _ = compiled(name)
+
+    def steps(gramians):
+        def step(state, gramian):
+            return update(gramian, state, jnp.ones(M, bool))[::-1]
+
+        return jax.lax.scan(step, init(), gramians)
+
+    gramians = jax.ShapeDtypeStruct((2, 3, M, M), jnp.float32)
+    assert jax.eval_shape(jax.vmap(steps), gramians)[1].shape == (2, 3, M)
+
+
+@pytest.mark.parametrize("name", ["gradvac", "sdmgrad"])
+def test_vmap_of_a_state(name):
+    """Two runs at once are what they are one after the other."""
+    init, update, _ = compiled(name)
+    together = jax.jit(jax.vmap(update, (0, 0, None)))
+    every = jnp.ones(M, bool)
+    alone = [init(), init()]
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+    for key in range(3):
+        pair = jnp.stack([gramian(key), gramian(key + 10)])
+        weights, states = together(pair, states, every)
+        for run in range(2):
+            expected, alone[run] = update(pair[run], alone[run], every)
+            assert_allclose(weights[run], expected, rtol=1e-3, atol=1e-4)
+
+
+@every
+def test_losses_that_are_missing(name):
+    """As if they did not exist, and compiled once for every mask."""
+    one = gramian()
+    masks = [np.array(mask, bool) for mask in ([1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 0])]
+    _, _, traces = compiled(name)
+    weigh(name, one)
+    before = len(traces)
+    for mask in masks:
+        # Whatever is in their rows and columns.
+        spoilt = jnp.where(mask[:, None] & mask[None], one, jnp.nan)
+        weights = weigh(name, spoilt, jnp.asarray(mask))
+        assert_array_equal(weights[~mask], 0)
+        if ROWS[name].drawn or name == "constant":
+            assert_array_equal(weights, weigh(name, one, jnp.asarray(mask)))
+            assert weights.any()
+        else:
+            alone = weigh(name, one[mask][:, mask])
+            assert_allclose(weights[mask], alone, rtol=1e-3, atol=1e-4)
+    assert_array_equal(weigh(name, one, jnp.zeros(M, bool)), 0)
+    assert len(traces) == before
+
+
+@every
+def test_a_single_loss(name):
+    """A positive multiple of its gradient: there is nothing to weigh."""
+    alone = jnp.arange(M) == 1
+    assert weigh(name, gramian(), alone)[1] > 0
+    init, update, _ = compiled(name, 1)
+    one = jnp.ones((1, 1))
+    # Traced only: to compile it takes as long as all the other tests.
+    if ROWS[name].least == 1:
+        weights, _ = jax.eval_shape(update, one, init(), jnp.ones(1, bool))
+        assert weights.shape == (1,)
+    else:
+        with pytest.raises(ValueError, match=f"at least {ROWS[name].least} losses"):
+            jax.eval_shape(update, one, init(), jnp.ones(1, bool))
+
+
+def rows(kind):
+    """Six gradients in 12 dimensions, with a flaw."""
+    J = np.random.default_rng(0).normal(size=(M, 12))
+    if kind == "one zero":
+        J[2] = 0
+    elif kind == "all zero":
+        J[:] = 0
+    elif kind == "two equal":
+        J[2] = J[0]
+    elif kind == "two opposed":
+        J[2] = -J[0]
+    elif kind == "all equal":
+        J[:] = J[0]
+    elif kind == "norms from 1e-6 to 1e6":
+        J *= 10.0 ** np.linspace(-6, 6, M)[:, None]
+    return J
+
+
+@every
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "one zero",
+        "all zero",
+        "two equal",
+        "two opposed",
+        "all equal",
+        "norms from 1e-6 to 1e6",
+    ],
+)
+def test_gradients_with_a_flaw(name, kind):
+    J = jnp.asarray(rows(kind), jnp.float32)
+    weights = weigh(name, J @ J.T)
     assert jnp.isfinite(weights).all()
+    statement = STATEMENTS.get((name, kind))
+    if statement is not None:
+        statement(np.asarray(J, float), np.asarray(weights, float))
+
+
+def test_statements_are_of_weightings_that_there_are():
+    assert {name for name, _ in STATEMENTS} <= set(ROWS)
+
+
+def weights_are(*expected):
+    return lambda J, w: assert_allclose(w, expected, rtol=1e-5, atol=1e-6)
+
+
+def equal_projections(J, w):
+    """Onto the unit gradients, of those that are not zero."""
+    norms = np.linalg.norm(J, axis=1)
+    projections = (J @ (w @ J))[norms > 0] / norms[norms > 0]
+    assert_allclose(projections, projections.mean(), rtol=1e-3)
+
+
+def weights_sum_to_one(J, w):
+    assert_allclose(w.sum(), 1, rtol=1e-5)
+    assert (w >= 0).all()
+
+
+def no_conflict(J, w):
+    """Cosines of the update with the gradients."""
+    update = w @ J
+    lengths = np.linalg.norm(J, axis=1) * np.linalg.norm(update)
+    assert (J @ update >= -1e-3 * lengths).all()
+
+
+# What more is known of the weights.
+STATEMENTS = {
+    ("aligned_mtl", "all zero"): weights_are(*[1 / 6] * 6),
+    # G has one eigenvalue, 6 |g|^2, with the vector (1, ..., 1) / sqrt(6).
+    ("aligned_mtl", "all equal"): weights_are(*[1 / 6] * 6),
+    ("conflict_free", "all zero"): weights_are(*[0] * 6),
+    # The sum: u is in the range of C, and the length that of six projections.
+    ("conflict_free", "all equal"): weights_are(*[1] * 6),
+    ("conflict_free", "one zero"): equal_projections,
+    ("conflict_free", "two equal"): equal_projections,
+    ("conflict_free", "norms from 1e-6 to 1e6"): equal_projections,
+    ("cr_mogm", "norms from 1e-6 to 1e6"): equal_projections,
+    ("dualproj", "norms from 1e-6 to 1e6"): no_conflict,
+    ("gradvac", "all zero"): weights_are(*[1] * 6),
+    ("gradvac", "all equal"): weights_are(*[1] * 6),
+    ("imtl_g", "all zero"): weights_are(*[0] * 6),
+    ("imtl_g", "all equal"): weights_are(*[1 / 6] * 6),
+    ("imtl_g", "one zero"): equal_projections,
+    ("imtl_g", "two equal"): equal_projections,
+    ("imtl_g", "norms from 1e-6 to 1e6"): equal_projections,
+    # All scores are equal: the first two.
+    ("krum", "all zero"): weights_are(0.5, 0.5, 0, 0, 0, 0),
+    # The short gradients have one another for neighbours.
+    ("krum", "norms from 1e-6 to 1e6"): weights_sum_to_one,
+    ("modo", "all zero"): weights_are(*[1 / 6] * 6),
+    ("modo", "norms from 1e-6 to 1e6"): weights_sum_to_one,
+    ("pcgrad", "all zero"): weights_are(*[1] * 6),
+    ("pcgrad", "all equal"): weights_are(*[1] * 6),
+    ("sdmgrad", "all zero"): weights_are(*[1 / 6] * 6),
+    ("sdmgrad", "norms from 1e-6 to 1e6"): weights_sum_to_one,
+    ("upgrad", "norms from 1e-6 to 1e6"): no_conflict,
+}
 
 
 @every
-def test_does_not_compile_again(name):
-    traces = []
-
-    @jax.jit
-    def weights(gramian):
-        traces.append(gramian)
-        return ROWS[name]()(gramian)
-
-    first, second = weights(gramian(0)), weights(gramian(1))
-    assert len(traces) == 1
-    # Outside of jit the same numbers come out, up to another order of summation.
-    assert_allclose(first, ROWS[name]()(gramian(0)), rtol=2e-4, atol=2e-5)
-    assert_allclose(second, ROWS[name]()(gramian(1)), rtol=2e-4, atol=2e-5)
+def test_the_scale_of_the_gradients_does_not_matter(name):
+    if not ROWS[name].scale_free:
+        pytest.skip("To it it does.")
+    J = jnp.asarray(rows("none"), jnp.float32)
+    expected = weigh(name, J @ J.T)
+    for scale in (1e-8, 1e8):
+        scaled = scale * J
+        weights = weigh(name, scaled @ scaled.T)
+        assert_allclose(weights, expected, rtol=1e-3, atol=1e-4)
 
 
 @every
-def test_vmap_over_gramians(name, x64):
-    gramians = jnp.stack(
-        [gramian(key, rank, jnp.float64) for key, rank in [(0, 6), (1, 3)]]
-    )
-    together = jax.vmap(ROWS[name]())(gramians)
-    for weights, one in zip(together, gramians, strict=True):
-        # What is unique where the Gramian is singular: not w, but G w.
-        alone = ROWS[name]()(one)
-        assert_allclose(one @ weights, one @ alone, atol=1e-6 * jnp.trace(one))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [(1, 1), (2, 3)])
+def test_a_gramian_that_is_not_finite(name, value, place):
+    """No number comes out, and the state stays as it was: the next step is a first."""
+    init, update, _ = compiled(name)
+    one = gramian()
+    spoilt = one.at[place].set(value).at[place[::-1]].set(value)
+    weights, state = update(spoilt, init(), jnp.ones(M, bool))
+    if ROWS[name].blind:
+        assert jnp.isfinite(weights).all()
+        return
+    assert jnp.isnan(weights).all()
+    weights, _ = update(one, state, jnp.ones(M, bool))
+    assert_array_equal(weights, weigh(name, one))
 
 
 @every
-def test_scan(name):
-    weighting = ROWS[name]()
-
-    def step(state, gramian):
-        weights, state = weighting.update(gramian, state)
-        return state, weights
-
-    gramians = jnp.stack([gramian(key) for key in range(3)])
-    _, weights = jax.lax.scan(step, weighting.init(), gramians)
-    assert_allclose(weights[2], weighting(gramians[2]), rtol=2e-4, atol=2e-5)
-
-
-@every
-def test_a_zero_gramian_gives_finite_weights(name):
-    assert jnp.isfinite(ROWS[name]()(jnp.zeros((M, M)))).all()
-
-
-@every
-def test_permuting_the_losses_permutes_the_weights(name, x64):
-    if name == "constant":
-        pytest.skip("It does not look at the losses.")
+def test_permuting_the_losses_permutes_the_weights(name):
+    if name == "constant" or ROWS[name].drawn:
+        pytest.skip("To it the losses are not alike.")
     order = jnp.array([3, 1, 0, 5, 4, 2])
-    one = gramian(dtype=jnp.float64)
-    assert_allclose(
-        ROWS[name]()(one[order][:, order]), ROWS[name]()(one)[order], rtol=1e-8
-    )
+    one = gramian()
+    permuted = weigh(name, one[order][:, order])
+    assert_allclose(permuted, weigh(name, one)[order], rtol=1e-3, atol=1e-4)
 
 
 @every
@@ -104,13 +343,84 @@ def test_a_gramian_that_is_not_square(name, shape):
     with pytest.raises(
         ValueError, match=r"`gramian` must be a square matrix, \[m, m\]"
     ):
-        ROWS[name]()(jnp.ones(shape))
+        refused(name, jnp.ones(shape))
 
 
 @every
 def test_a_gramian_of_integers(name):
     with pytest.raises(TypeError, match="`gramian` must be real floating-point"):
-        ROWS[name]()(jnp.ones((M, M), int))
+        refused(name, jnp.ones((M, M), int))
+
+
+@every
+def test_extra_arguments_of_others(name):
+    weighting, row = ROWS[name].make(M), ROWS[name]
+    one = gramian()
+    extra_args = row.extra_args(one) | {"of_another_link": None}
+    jax.eval_shape(lambda: weighting.update(one, weighting.init(), **extra_args))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs", "message"),
+    [
+        ("aligned_mtl", (), {"scale_mode": "max"}, "`scale_mode` must be one of"),
+        ("aligned_mtl", ([-1.0],), {}, "`preference` must not be negative"),
+        ("conflict_free", ([-1.0],), {}, "`preference` must not be negative"),
+        ("conflict_free", (), {"length": "sum"}, "`length` must be one of"),
+        ("conflict_free", (), {"length": -1}, "`length` must be at least 0"),
+        ("cr_mogm", (1.5,), {}, r"`alpha` must be in \[0, 1\]. Got 1.5"),
+        ("cr_mogm", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
+        ("cr_mogm", (), {"initial_weights": [1.0]}, "`initial_weights` must have one"),
+        ("gradvac", (), {"beta": -0.1}, r"`beta` must be in \[0, 1\]. Got -0.1"),
+        ("gradvac", (), {"eps": -1}, r"`eps` must be in \[0, inf\). Got -1"),
+        ("gradvac", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
+        ("krum", (-1,), {}, "`n_byzantine` must be at least 0. Got -1"),
+        ("krum", (1, 0), {}, "`n_selected` must be at least 1. Got 0"),
+        ("modo", (), {"gamma": 0}, r"`gamma` must be in \(0, inf\). Got 0"),
+        ("modo", (), {"rho": -1}, r"`rho` must be in \[0, inf\). Got -1"),
+        ("modo", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
+        ("regularize", (0.0,), {}, r"`eps` must be in \(0, inf\). Got 0.0"),
+        ("sdmgrad", (), {"lr": 0}, r"`lr` must be in \(0, inf\). Got 0"),
+        ("sdmgrad", (), {"momentum": 1}, r"`momentum` must be in \[0, 1\). Got 1"),
+        ("sdmgrad", (), {"n_iter": 0}, "`n_iter` must be at least 1. Got 0"),
+        ("sdmgrad", (), {"lambda_": -1}, r"`lambda_` must be in \[0, inf\). Got -1"),
+        ("sdmgrad", (), {"preference": [-1.0]}, "`preference` must not be negative"),
+    ],
+)
+def test_hyperparameters_out_of_range(name, args, kwargs, message):
+    if name in ("cr_mogm", "regularize"):
+        args = (jaxjd.weighting.mean(), *args)
+    if name in ("cr_mogm", "gradvac", "modo", "sdmgrad"):
+        kwargs = {"num_losses": 3} | kwargs
+    with pytest.raises(ValueError, match=message):
+        getattr(jaxjd.weighting, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "gradvac", "random"])
+def test_keys(name):
+    """A seed and its key are the same; two steps are not; what is neither is none."""
+    make = getattr(jaxjd.weighting, name)
+    if name == "gradvac":
+        make = functools.partial(make, num_losses=M)
+    seed, key = make(key=3).init(), make(key=jax.random.key(3)).init()
+    assert seed.key == key.key
+    raw = make(key=jax.random.PRNGKey(3)).init()
+    assert_array_equal(raw.key, jax.random.key_data(seed.key))
+    for wrong in (1.0, True, jax.random.split(jax.random.key(0)), jnp.ones(2)):
+        with pytest.raises(TypeError, match="`key` must be an integer seed or one"):
+            make(key=wrong)
+    init, update, _ = compiled(name)
+    one = gramian() - 0.9 * jnp.diag(jnp.diag(gramian()))
+    _, state = update(one, init(), jnp.ones(M, bool))
+    assert state.key != init().key
+
+
+@pytest.mark.parametrize("name", ["cr_mogm", "gradvac", "modo", "sdmgrad"])
+def test_a_state_of_another_number_of_losses(name):
+    init, update, _ = compiled(name)
+    few = M - 1
+    with pytest.raises(ValueError, match="num_losses=6 losses.* Got 5"):
+        jax.eval_shape(update, jnp.eye(few), init(), jnp.ones(few, bool))
 
 
 def test_values():
@@ -177,15 +487,18 @@ def test_a_preference_that_is_none(name, preference, error, message):
         getattr(jaxjd.weighting, name)(preference)
 
 
-@pytest.mark.parametrize("name", ["upgrad", "dualproj", "constant"])
+@pytest.mark.parametrize(
+    "name", ["aligned_mtl", "conflict_free", "constant", "dualproj", "upgrad"]
+)
 def test_a_vector_of_another_length(name):
     weighting = getattr(jaxjd.weighting, name)([1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="one entry for each of the 6 losses. Got 3"):
         weighting(gramian())
 
 
-def test_a_preference_may_be_traced(x64):
-    one = gramian(dtype=jnp.float64)
-    preference = jnp.linspace(0.0, 1.0, M)
-    weights = jax.jit(lambda u: jaxjd.weighting.upgrad(u)(one))(preference)
-    assert_allclose(weights, jaxjd.weighting.upgrad(preference)(one), rtol=1e-8)
+def test_a_preference_may_be_traced():
+    one = gramian()
+    weights = jax.jit(lambda u: jaxjd.weighting.upgrad(u)(one))
+    # Twice the default preference.
+    doubled = weights(jnp.full(M, 2 / M))
+    assert_allclose(doubled, 2 * weigh("upgrad", one), rtol=2e-4, atol=2e-5)

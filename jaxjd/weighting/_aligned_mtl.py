@@ -1,0 +1,70 @@
+"""Aligned-MTL: make the gradients orthogonal and equally long, changing them least."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxjd.weighting._checks import check_choice, check_vector, finite_or_nan
+from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._spectrum import Spectrum, spectrum
+from jaxjd.weighting._weighting import Weighting, stateless
+
+SCALE_MODES = ("min", "median", "rmse")
+
+
+def aligned_mtl(
+    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    *,
+    scale_mode: Literal["min", "median", "rmse"] = "min",
+) -> Weighting:
+    r"""Weights of Aligned-MTL, independent component alignment.
+
+    $w = B u$ with the preference $u$ and the balance transformation
+    $B = \sqrt\sigma \, V \Lambda^{-1/2} V^\top$, where $G = V \Lambda V^\top$ over the
+    eigenvalues above m times the precision, relative to the largest. The gradients
+    $B J$ are as near to $J$ as gradients of condition number 1 can be. Where all are
+    zero, $B = I$.
+
+    **Arguments:**
+
+    - `preference`: $u \succeq 0$, m numbers. By default $1/m$ for each loss.
+    - `scale_mode`: which of the eigenvalues $\sigma$ is: the least ("min"), their
+      median, the lower of two ("median"), or their mean ("rmse").
+
+    **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
+    nonnegative reals, or `scale_mode` is another, and, when used, `ValueError` if the
+    preference has not m entries.
+
+    **Reference:** Senushkin et al. (2023), Independent Component Alignment for
+    Multi-Task Learning, Algorithm 1; its code for the other scale modes.
+    """
+    checked = None
+    if preference is not None:
+        checked = check_vector("preference", preference, nonnegative=True)
+    check_choice("scale_mode", scale_mode, SCALE_MODES)
+
+    def aligned_mtl_weights(gramian, mask):
+        preferred = preference_or_mean(checked, gramian, mask)
+        of_gramian = spectrum(gramian)
+        values = jnp.where(of_gramian.kept, of_gramian.values, 1)
+        scale = chosen_scale(of_gramian, scale_mode)
+        balanced = of_gramian.function(jnp.sqrt(scale / values), preferred)
+        weights = jnp.where(of_gramian.rank == 0, preferred, balanced)
+        # The eigenvectors are zero for missing losses, but for rounding.
+        return finite_or_nan(gramian, jnp.where(mask, weights, 0))
+
+    return stateless(aligned_mtl_weights)
+
+
+def chosen_scale(of_gramian: Spectrum, scale_mode: str) -> Float[Array, ""]:
+    values, rank = of_gramian.values, of_gramian.rank
+    # The values ascend, so those kept are the last ones.
+    least = values.shape[0] - jnp.maximum(rank, 1)
+    if scale_mode == "min":
+        return values[least]
+    if scale_mode == "median":
+        return values[least + (jnp.maximum(rank, 1) - 1) // 2]
+    total = jnp.where(of_gramian.kept, values, 0).sum()
+    return total / jnp.maximum(rank, 1).astype(values.dtype)

@@ -1,0 +1,107 @@
+"""ConFIG: the update that has a chosen cosine with every gradient."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxjd.solvers._face_cg import matmul
+from jaxjd.solvers._scaling import unit_diagonal
+from jaxjd.weighting._checks import (
+    check_choice,
+    check_integer,
+    check_vector,
+    finite_or_nan,
+)
+from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._spectrum import spectrum
+from jaxjd.weighting._weighting import Weighting, stateless
+
+LENGTHS = ("projection", "min", "max", "arithmetic", "harmonic", "geometric")
+
+
+def conflict_free(
+    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    *,
+    length: Literal["projection", "min", "max", "arithmetic", "harmonic", "geometric"]
+    | int = "projection",
+) -> Weighting:
+    r"""Weights of ConFIG, conflict-free inverse gradients.
+
+    The update has the direction $x = \hat J^+ u$, where $\hat J$ are the unit gradients
+    and $u$ the preference: where the gradients are independent, its cosines with them
+    are in the proportions of $u$. In terms of the Gramian, $x = J^\top v$ with
+    $v = D^{-1} C^+ u$, $d = \sqrt{\operatorname{diag} G}$, $D = \operatorname{diag} d$
+    and $C = D^{-1} G D^{-1}$. The length of the update is $\sum_i \ell_i \cos(g_i, x)$.
+
+    Gradients that are zero are left out. Zero weights where $x$ is zero, as between
+    two gradients that are opposed.
+
+    **Arguments:**
+
+    - `preference`: $u \succeq 0$, m numbers, of which only the proportions count. By
+      default all are equal.
+    - `length`: what $\ell_i$ is. `"projection"`: the norm of $g_i$. Otherwise the same
+      for all: the least norm (`"min"`), the largest (`"max"`), or their arithmetic,
+      harmonic or geometric mean, or the norm of one gradient, given by its index.
+
+    **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
+    nonnegative reals, or `length` is another, and, when used, `ValueError` if the
+    preference has not m entries, or the index is not below m.
+
+    **Reference:** Liu et al. (2025), arXiv:2408.11104, equations 2 and 3; the package
+    `conflictfree` for the other lengths. Both compute $\hat J^+$ from the Jacobian;
+    from its Gramian, singular values of $\hat J$ below the root of m times the
+    precision cannot be told from zero.
+    """
+    checked = None
+    if preference is not None:
+        checked = check_vector("preference", preference, nonnegative=True)
+    if isinstance(length, str):
+        check_choice("length", length, LENGTHS)
+    else:
+        check_integer("length", length, least=0)
+
+    def conflict_free_weights(gramian, mask):
+        preferred = preference_or_mean(checked, gramian, mask)
+        scaled = unit_diagonal(gramian)
+        nonzero = scaled.norms > 0
+        lengths = jnp.where(nonzero, lengths_of(scaled.norms, length), 0)
+        v = spectrum(scaled.C).pinv(jnp.where(nonzero, preferred, 0))
+        # The inner products of x with the unit gradients, and with itself.
+        inner = matmul(scaled.C, v)
+        square = matmul(v, inner)
+        zero = square <= 0
+        multiple = matmul(lengths, inner) / jnp.where(zero, 1, square)
+        weights = jnp.where(zero, 0, multiple * v * scaled.inverse_norms)
+        return finite_or_nan(gramian, weights)
+
+    return stateless(conflict_free_weights)
+
+
+def lengths_of(
+    norms: Float[Array, " m"], length: str | int
+) -> Float[Array, " m"] | Float[Array, " 1"]:
+    """The norms, one of them, or one of their means over those that are not zero."""
+    if not isinstance(length, str):
+        if length >= norms.shape[0]:
+            raise ValueError(
+                f"`length` must be the index of one of the {norms.shape[0]} losses. "
+                f"Got {length}."
+            )
+        return norms[length : length + 1]
+    if length == "projection":
+        return norms
+    nonzero = norms > 0
+    if length == "min":
+        return jnp.min(norms, where=nonzero, initial=jnp.inf, keepdims=True)
+    if length == "max":
+        return jnp.max(norms, keepdims=True)
+    if length == "arithmetic":
+        return jnp.mean(norms, where=nonzero, keepdims=True)
+    if length == "harmonic":
+        inverses = 1 / jnp.where(nonzero, norms, 1)
+        return 1 / jnp.mean(inverses, where=nonzero, keepdims=True)
+    logarithms = jnp.log(jnp.where(nonzero, norms, 1))
+    return jnp.exp(jnp.mean(logarithms, where=nonzero, keepdims=True))

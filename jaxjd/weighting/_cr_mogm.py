@@ -1,0 +1,103 @@
+"""CR-MOGM: weights that change slowly, whichever weighting they come from."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxjd.weighting._checks import (
+    check_integer,
+    check_length,
+    check_mask,
+    check_num_losses,
+    check_number,
+    check_vector,
+)
+from jaxjd.weighting._weighting import Weighting, check_weighting, keep_unless
+
+
+class CRMOGMState(NamedTuple):
+    """The state of [`jaxjd.weighting.cr_mogm`][].
+
+    - `weighting`: the state of the weighting whose weights are averaged.
+    - `average`: of the weights of each loss [m].
+    - `started`: whether a loss has an average yet [m].
+    - `count`: how many steps were made.
+    """
+
+    weighting: Any
+    average: Float[Array, " m"]
+    started: Bool[Array, " m"]
+    count: Int[Array, ""]
+
+
+def cr_mogm(
+    weighting: Weighting,
+    alpha: float | Callable[[Int[Array, ""]], Float[Array, ""]] = 0.9,
+    *,
+    num_losses: int,
+    initial_weights: Float[Array, " m"] | Sequence[float] | None = None,
+) -> Weighting:
+    r"""Weights of CR-MOGM: an exponential moving average of those of a weighting.
+
+    $w_k = \alpha_k w_{k-1} + (1 - \alpha_k) \hat w_k$, where $\hat w_k$ are the weights
+    of the inner weighting at step k. Averages depend less on the batch, and with them
+    stochastic methods converge. A loss that is missing keeps its average and has the
+    weight 0 in this step. Weights that are not finite leave the averages as they were.
+
+    **Arguments:**
+
+    - `weighting`: of which the weights are averaged. It gets the mask and all extra
+      arguments, and its state is inside of this one's.
+    - `alpha`: how much of the average stays, in [0, 1], or a schedule of optax: a
+      function of the number of steps made. The paper lets it increase towards 1 as
+      the learning rate decays.
+    - `num_losses`: m.
+    - `initial_weights`: $w_0$, m numbers. By default the average of a loss starts with
+      its first weight.
+
+    **Raises:** `TypeError` or `ValueError` if `weighting` is no weighting, a number
+    none or out of its range, or the initial weights are no vector of m finite numbers,
+    and, when used, `ValueError` if there are not `num_losses` losses.
+
+    **Reference:** Zhou et al. (2022), On the Convergence of Stochastic Multi-Objective
+    Gradient Manipulation and Beyond, Algorithm 1.
+    """
+    check_weighting(weighting)
+    check_integer("num_losses", num_losses, least=1)
+    if not callable(alpha):
+        check_number("alpha", alpha, "[0, 1]")
+    start = None
+    if initial_weights is not None:
+        start = check_vector("initial_weights", initial_weights, nonnegative=False)
+        check_length("initial_weights", start, num_losses)
+
+    def init():
+        average = jnp.zeros(num_losses) if start is None else start.astype(float)
+        started = jnp.full(num_losses, start is not None)
+        return CRMOGMState(weighting.init(), average, started, jnp.zeros((), jnp.int32))
+
+    def update(gramian, state, /, *, mask=None, **extra_args):
+        chosen, inner = weighting.update(
+            gramian, state.weighting, mask=mask, **extra_args
+        )
+        check_num_losses(num_losses, gramian)
+        mask = check_mask(mask, num_losses)
+        stays = alpha(state.count) if callable(alpha) else alpha
+        stays = jnp.asarray(stays, chosen.dtype)
+        average = state.average.astype(chosen.dtype)
+        moved = jnp.where(state.started, stays * average + (1 - stays) * chosen, chosen)
+        new = CRMOGMState(
+            inner,
+            jnp.where(mask, moved, average),
+            state.started | mask,
+            jnp.asarray(optax.safe_increment(state.count)),
+        )
+        finite = jnp.isfinite(chosen).all()
+        # The inner weighting knows itself what it keeps.
+        kept = keep_unless(finite, new, state)._replace(weighting=inner)
+        return jnp.where(mask, moved, 0), kept
+
+    return Weighting(init, update)

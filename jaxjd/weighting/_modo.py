@@ -1,0 +1,70 @@
+"""MoDo: MGDA's weights by one projected step from two batches."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxjd.solvers._face_cg import matmul
+from jaxjd.weighting._checks import check_integer, check_num_losses, check_number
+from jaxjd.weighting._cross_gramian import of_cross_gramian
+from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
+from jaxjd.weighting._weighting import Weighting, stateful
+
+
+class MoDoState(NamedTuple):
+    """`weights`: those of the last step, on the simplex [m]."""
+
+    weights: Float[Array, " m"]
+
+
+def modo(*, num_losses: int, gamma: float = 0.1, rho: float = 0.1) -> Weighting:
+    r"""Weights of MoDo, multi-objective gradient with double sampling.
+
+    $w \leftarrow \Pi(w - \gamma (J_1 J_2^\top w + \rho w))$, where $\Pi$ is the
+    projection onto the simplex. $w$ starts from $1/m$ and is kept from step to step. A
+    loss that is missing keeps its part of it, and the others share what is left.
+
+    $J_1$ and $J_2$ must be of independent batches: the update takes the extra argument
+    `cross_gramian`, [m, m], and uses it instead of the Gramian. The update itself is
+    of both batches, as in the paper, or of a third one:
+
+    ```python
+    tx = optax.chain(jaxjd.modo(num_losses=2), optax.sgd(0.1))
+    jac1, jac2 = (jaxjd.jac(losses)(params, batch) for batch in batches)
+    both = jaxjd.jac(lambda p: (losses(p, batches[0]) + losses(p, batches[1])) / 2)
+    cross_gramian = jac1.cross_gramian(jac2)
+    updates, state = tx.update(
+        both(params), state, params, cross_gramian=cross_gramian
+    )
+    ```
+
+    **Arguments:**
+
+    - `num_losses`: m.
+    - `gamma`: $\gamma > 0$, the step size. It does not scale with the gradients.
+    - `rho`: $\rho \geq 0$, pulls the weights towards equal ones.
+
+    **Raises:** `TypeError` or `ValueError` if a number is none or out of its range,
+    and, when used, `ValueError` if there is no `cross_gramian`, or there are not
+    `num_losses` losses.
+
+    **Reference:** Chen et al. (2024), Three-Way Trade-Off in Multi-Objective Learning,
+    JMLR 25, equation 2.9.
+    """
+    check_integer("num_losses", num_losses, least=1)
+    check_number("gamma", gamma, "(0, inf)")
+    check_number("rho", rho, "[0, inf)")
+
+    def init():
+        return MoDoState(jnp.full(num_losses, 1 / num_losses))
+
+    def weights(cross_gramian, mask, state):
+        check_num_losses(num_losses, cross_gramian)
+        old = state.weights.astype(cross_gramian.dtype)
+        w, share = share_of_present(old, mask)
+        gradient = matmul(cross_gramian, w) + rho * w
+        w = project_onto_simplex(w - gamma * gradient, mask)
+        return w, MoDoState(jnp.where(mask, share * w, old))
+
+    return of_cross_gramian("modo", stateful(init, weights))
