@@ -1,5 +1,7 @@
 """Does ExcessMTL weigh the losses as its authors do, and keep its state clean?"""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from tests import models
 
 pytestmark = pytest.mark.usefixtures("x64")
 STEPS, M, N = 20, 4, 30
+TX = jaxjd.excess_mtl(num_losses=M)  # One, so that its compiled program is shared.
 
 
 def batches(m=M, key=0):
@@ -21,24 +24,25 @@ def batches(m=M, key=0):
 
 
 def run(tx, several, masks=None):
-    """The final state and all updates, one compilation for the whole run."""
-    params = several[0, 0]
+    """The final state and all updates."""
     if masks is None:
         masks = jnp.ones(several.shape[:2], bool)
+    return compiled_run(tx, several, masks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_run(tx, several, masks):
+    params = several[0, 0]
 
     def step(state, batch):
         rows, mask = batch
         result, state = tx.update(rows, state, params, mask=mask, value=1.0)
         return state, result
 
-    return jax.jit(lambda *batch: jax.lax.scan(step, tx.init(params), batch))(
-        several, masks
-    )
+    return jax.lax.scan(step, tx.init(params), (several, masks))
 
 
-@pytest.mark.parametrize(
-    ("robust_step_size", "n_warmup_steps"), [(1.0, 0), (0.1, 0), (0.5, 4)]
-)
+@pytest.mark.parametrize(("robust_step_size", "n_warmup_steps"), [(1.0, 0), (0.5, 4)])
 def test_torchjd(robust_step_size, n_warmup_steps):
     torch = pytest.importorskip("torch")
     aggregation = pytest.importorskip("torchjd.aggregation")
@@ -80,7 +84,7 @@ def test_a_loss_that_comes_and_goes():
     several = batches()
     come = jnp.arange(STEPS) >= 5
     masks = jnp.ones((STEPS, M), bool).at[:, 1].set(come).at[12].set(False)
-    state, actual = run(jaxjd.excess_mtl(num_losses=M), several, masks)
+    state, actual = run(TX, several, masks)
     assert jnp.isfinite(actual).all()
     assert not actual[12].any()  # All losses are missing.
     assert_allclose(jnp.exp(state.log_weights).sum(), 1, rtol=1e-12)
@@ -94,14 +98,15 @@ def test_a_loss_that_comes_and_goes():
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e200])
 def test_a_batch_that_is_not_finite_is_forgotten(bad):
     several = batches()
-    spoiled = several.at[7, 2, 5].set(bad)
-    tx = jaxjd.excess_mtl(num_losses=M)
-    state, actual = run(tx, spoiled)
-    rest = jnp.arange(STEPS) != 7
-    expected = run(tx, several[rest])
+    state, actual = run(TX, several.at[7, 2, 5].set(bad))
     assert jnp.isnan(actual[7]).all()
-    assert_allclose(actual[rest], expected[1], rtol=1e-12)
-    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12), state, expected[0])
+    assert state.steps == STEPS - 1
+    masks = jnp.ones((STEPS, M), bool).at[7].set(False)
+    without, expected = run(TX, several, masks)
+    rest = jnp.arange(STEPS) != 7
+    assert_allclose(actual[rest], expected[rest], rtol=1e-12)
+    for one, other in zip(state[1:], without[1:], strict=True):
+        assert_allclose(one, other, rtol=1e-12)
 
 
 def test_weights_that_vanish_return():
@@ -120,22 +125,21 @@ def test_one_loss_and_no_gradient():
     tx = jaxjd.excess_mtl(num_losses=1)
     assert_allclose(run(tx, several)[1], several[:, 0], rtol=1e-12)
     zeros = jnp.zeros((STEPS, M, N))
-    state, updates = run(jaxjd.excess_mtl(num_losses=M), zeros)
+    state, updates = run(TX, zeros)
     assert not updates.any()
     assert_allclose(jnp.exp(state.log_weights), 0.25, rtol=1e-12)
 
 
 def test_vmap():
-    tx = jaxjd.excess_mtl(num_losses=M)
     several = jnp.stack([batches(key=1), batches(key=2)])
-    together = jax.vmap(lambda one: run(tx, one)[1])(several)
-    assert_allclose(together[1], run(tx, several[1])[1], rtol=1e-11, atol=1e-13)
+    together = jax.vmap(lambda one: run(TX, one)[1])(several)
+    assert_allclose(together[1], run(TX, several[1])[1], rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dtypes(dtype):
     several = batches().astype(dtype)
-    state, updates = run(jaxjd.excess_mtl(num_losses=M), several)
+    state, updates = run(TX, several)
     assert updates.dtype == dtype
     assert state.squares.dtype == state.log_weights.dtype == jnp.float32
     assert jnp.isfinite(updates).all()
