@@ -61,11 +61,11 @@ def graddrop(
     **Reference:** Chen et al. (2020), arXiv:2010.06808, Algorithm 1, lines 10 to 15.
     """
     checked = None if leak is None else check_leak(leak)
-    check_key(key)
+    first_key = check_key(key)
 
     def init_fn(params: optax.Params) -> GradDropState:
         del params
-        return GradDropState(as_key(key))
+        return GradDropState(first_key)
 
     def update_fn(
         updates: Any,
@@ -154,20 +154,16 @@ def check_leak(leak: Float[Array, " m"] | Sequence[float]) -> Float[Array, " m"]
     return vector
 
 
-def check_key(key: int | Array) -> None:
-    """**Raises:** `TypeError` if it is neither a seed nor one key of `jax.random`."""
-    if isinstance(key, int | np.integer) and not isinstance(key, bool):
-        return
+def check_key(key: int | Array) -> Array:
+    """A key of `jax.random` from itself or from an integer seed.
+
+    **Raises:** `TypeError` if it is neither.
+    """
     if isinstance(key, jax.Array):
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if key.ndim == 0 if typed else (key.ndim == 1 and key.dtype == jnp.uint32):
-            return
-    raise TypeError(f"`key` must be an integer or a key of `jax.random`. Got {key!r}.")
-
-
-def as_key(key: int | Array) -> Key[Array, ""]:
-    if not isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape
+        raw = key.dtype == jnp.uint32 and key.ndim == 1
+        if typed or raw:
+            return key
+    elif isinstance(key, int | np.integer) and not isinstance(key, bool):
         return jax.random.key(key)
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.wrap_key_data(key)
+    raise TypeError(f"`key` must be an integer seed or one jax.random key. Got {key!r}")

@@ -95,8 +95,8 @@ def test_distances_are_those_to_the_front():
 
 def test_no_aggregator_is_forgotten():
     weightings = {name for name, _ in inspect.getmembers(jaxjd.weighting, callable)}
-    weightings = {name for name in weightings if name.islower()}
-    everything = weightings | {"graddrop", "trimmed_mean", "excess_mtl"}
+    aggregators = {name for name in weightings if name in vars(jaxjd)} - {"Weighting"}
+    everything = aggregators | {"graddrop", "trimmed_mean", "excess_mtl"}
     assert everything <= set(trajectories.METHODS) | trajectories.LEFT_OUT
     assert not set(trajectories.METHODS) & trajectories.LEFT_OUT
     start = jnp.zeros(2)
