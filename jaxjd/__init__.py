@@ -11,6 +11,7 @@
 >>> params = optax.apply_updates(params, updates)
 
 Each weighting `jaxjd.weighting.NAME` has its optax transformation `jaxjd.NAME` here.
+Three more look at the rows themselves: `graddrop`, `trimmed_mean` and `excess_mtl`.
 """
 
 import importlib
@@ -23,10 +24,15 @@ from jaxjd.jacobian import explain as explain
 from jaxjd.jacobian import jac as jac
 from jaxjd.jacobian import value_and_jac as value_and_jac
 from jaxjd.transform import AggregateState as AggregateState
+from jaxjd.transform import ExcessMTLState as ExcessMTLState
+from jaxjd.transform import GradDropState as GradDropState
 from jaxjd.transform import PartitionState as PartitionState
 from jaxjd.transform import aggregate as aggregate
 from jaxjd.transform import aggregator as _aggregator
+from jaxjd.transform import excess_mtl as excess_mtl
+from jaxjd.transform import graddrop as graddrop
 from jaxjd.transform import partition as partition
+from jaxjd.transform import trimmed_mean as trimmed_mean
 from jaxjd.weighting import Weighting as Weighting
 
 __version__ = "0.1.0"

@@ -1,0 +1,272 @@
+"""Every aggregator's way down two problems of two parameters and two losses.
+
+The problems are those on which the authors of Jacobian descent compare aggregators
+(arXiv:2406.16232, and https://github.com/TorchJD/trajectories):
+
+- EWQ, element-wise quadratic: each loss is the square of a parameter of its own. The
+  losses do not conflict, and only the origin is Pareto optimal.
+- CQF, convex quadratic form: two long valleys that cross. The losses conflict, and
+  differ in scale; the Pareto set is a curve between their minima.
+
+    python examples/trajectories.py
+    python examples/trajectories.py --steps 100 --out out/short
+
+It prints how far from the Pareto front each aggregator ends, and draws a picture per
+problem, a panel per aggregator. `pip install 'jaxjd[examples]'` brings what it needs.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import jaxjd
+
+
+class Method(NamedTuple):
+    """`rate`: of the learning rate, for updates that are not of the mean's length."""
+
+    make: Callable[[], optax.GradientTransformation]
+    rate: float = 1.0
+
+
+METHODS = {
+    "mean": Method(jaxjd.mean),
+    "sum": Method(jaxjd.sum, rate=0.5),
+    "upgrad": Method(jaxjd.upgrad),
+    "dualproj": Method(jaxjd.dualproj),
+    "graddrop": Method(jaxjd.graddrop, rate=0.5),
+    "excess_mtl": Method(lambda: jaxjd.excess_mtl(num_losses=2)),
+}
+# What has no panel. Constant weights can be any. Of two losses the trimmed mean has
+# none to trim, and Krum, which looks for the gradients that most others are close to,
+# needs three.
+LEFT_OUT = {"constant", "trimmed_mean", "krum"}
+
+
+class Problem(NamedTuple):
+    """Two losses of two parameters, and where and how to descend them.
+
+    `pareto_set`: a line through Pareto optimal points, [k, 2].
+    """
+
+    name: str
+    losses: Callable[[Float[Array, "2"]], Float[Array, "2"]]
+    pareto_set: Float[np.ndarray, "k 2"]
+    starts: Float[np.ndarray, "s 2"]
+    learning_rate: float
+    steps: int
+
+
+class Descent(NamedTuple):
+    """The `paths` of a method, [starts, steps + 1, 2], and how long they took."""
+
+    method: str
+    paths: Float[np.ndarray, "s t 2"]
+    distance: float
+    seconds: float
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[Descent]]:
+    options = parse_options(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    descents = {}
+    for problem in (element_wise_quadratic(), convex_quadratic_form()):
+        steps = options.steps or problem.steps
+        descents[problem.name] = [descend(problem, name, steps) for name in METHODS]
+        path = options.out / f"trajectories_{problem.name.lower()}.png"
+        draw(problem, descents[problem.name]).savefig(path, dpi=100)
+        print(f"The paths on {problem.name} are in {path}")
+    rich.print(results_table(descents))
+    return descents
+
+
+# The problems ------------------------------------------------------------------------
+
+
+def element_wise_quadratic() -> Problem:
+    starts = [[3.0, -2.0], [0.0, -3.0], [-4.0, 4.0], [-3.0, 4.0], [-3.5, -0.75]]
+    return Problem(
+        "EWQ",
+        lambda x: x**2,
+        pareto_set=np.zeros((1, 2)),
+        starts=np.array(starts),
+        learning_rate=0.075,
+        steps=50,
+    )
+
+
+def convex_quadratic_form() -> Problem:
+    r"""$f_i(x) = (x - u_i)^\top A_i (x - u_i)$, with axes turned by ±π/16."""
+    minima = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    curvatures = np.array([[1.0, 0.01], [4.0, 0.01]])
+    angle = np.pi / 16
+    forms = np.stack(
+        [
+            turn(angle) @ np.diag(curvatures[0]) @ turn(angle).T,
+            turn(-angle) @ np.diag(curvatures[1]) @ turn(-angle).T,
+        ]
+    )
+
+    def losses(x: Float[Array, "2"]) -> Float[Array, "2"]:
+        away = x - minima
+        return jnp.einsum("ij,ijk,ik->i", away, forms, away)
+
+    # The Pareto optimal points minimise the weighted sums of the losses. Most of the
+    # curve belongs to weights close to 0 and 1.
+    shares = 1 / (1 + np.exp(-np.linspace(-16, 16, 2001)))
+    weights = np.stack([shares, 1 - shares], axis=1)
+    matrices = np.einsum("ki,ijl->kjl", weights, forms)
+    sides = np.einsum("ki,ijl,il->kj", weights, forms, minima)
+    starts = [[0.8, 0.0], [-1.0, 7.0], [1.5, 6.0], [-1.5, 3.0], [0.5, -4.0]]
+    return Problem(
+        "CQF",
+        losses,
+        pareto_set=np.linalg.solve(matrices, sides[..., None])[..., 0],
+        starts=np.array(starts),
+        learning_rate=0.02,
+        steps=2500,
+    )
+
+
+def turn(angle: float) -> Float[np.ndarray, "2 2"]:
+    sine, cosine = math.sin(angle), math.cos(angle)
+    return np.array([[cosine, -sine], [sine, cosine]])
+
+
+# The descent -------------------------------------------------------------------------
+
+
+def descend(problem: Problem, name: str, steps: int) -> Descent:
+    """From all starting points at once, all steps in one `lax.scan`."""
+    method = METHODS[name]
+    sgd = optax.sgd(problem.learning_rate * method.rate)
+    tx = optax.chain(method.make(), sgd)
+    jac = jaxjd.jac(problem.losses)
+
+    def path(start: Float[Array, "2"]) -> Float[Array, "t 2"]:
+        def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Array]:
+            x, state = carry
+            jacobian = jac(x)
+            # Stochastic methods ask for the products of the gradients of two batches,
+            # which here are the same. The others ignore it.
+            updates, state = tx.update(
+                jacobian, state, x, cross_gramian=jacobian.gramian()
+            )
+            x = jnp.asarray(optax.apply_updates(x, updates))
+            return (x, state), x
+
+        _, points = jax.lax.scan(step, (start, tx.init(start)), length=steps)
+        return jnp.concatenate([start[None], points])
+
+    began = time.perf_counter()
+    paths = np.asarray(jax.jit(jax.vmap(path))(jnp.asarray(problem.starts, float)))
+    seconds = time.perf_counter() - began
+    return Descent(name, paths, distance_to_front(problem, paths[:, -1]), seconds)
+
+
+def distance_to_front(problem: Problem, points: Float[np.ndarray, "s 2"]) -> float:
+    """How far the losses at these points are from the Pareto front, on average."""
+    losses = jax.vmap(problem.losses)
+    front = np.asarray(losses(jnp.asarray(problem.pareto_set)))
+    reached = np.asarray(losses(jnp.asarray(points)))[:, None]
+    # The nearest point of each piece of the front.
+    start, piece = front[:-1], np.diff(front, axis=0)
+    if len(front) == 1:
+        start, piece = front, np.zeros_like(front)
+    along = ((reached - start) * piece).sum(-1)
+    along = np.clip(along / np.maximum((piece**2).sum(-1), 1e-30), 0, 1)
+    nearest = start + along[..., None] * piece
+    return float(np.linalg.norm(reached - nearest, axis=-1).min(axis=1).mean())
+
+
+# What is shown -----------------------------------------------------------------------
+
+
+def results_table(descents: dict[str, list[Descent]]) -> Table:
+    total = sum(one.seconds for column in descents.values() for one in column)
+    table = Table(
+        title="Mean distance to the Pareto front, in the space of the losses",
+        caption=f"{total:.1f} s in total, compilation included",
+    )
+    table.add_column("aggregator")
+    for name, column in descents.items():
+        steps = column[0].paths.shape[1] - 1
+        table.add_column(f"{name} after\n{steps} steps", justify="right")
+        table.add_column("\nseconds", justify="right")
+    for row in zip(*descents.values(), strict=True):
+        cells = [(f"{one.distance:.2e}", f"{one.seconds:.2f}") for one in row]
+        table.add_row(row[0].method, *[text for cell in cells for text in cell])
+    return table
+
+
+def draw(problem: Problem, descents: list[Descent]) -> Figure:
+    """A panel per method, in the space of the parameters."""
+    columns = min(5, len(descents))
+    rows = math.ceil(len(descents) / columns)
+    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    everything = np.concatenate([problem.starts, problem.pareto_set])
+    low, high = everything.min(0) - 0.5, everything.max(0) + 0.5
+    for panel in panels.flat[len(descents) :]:
+        panel.axis("off")
+    for panel, descent in zip(panels.flat, descents, strict=False):
+        lone = len(problem.pareto_set) == 1
+        panel.plot(
+            *problem.pareto_set.T,
+            color="#e76f51",
+            lw=2.5,
+            marker="*" if lone else None,
+            zorder=3 if lone else 1,
+        )
+        for path in descent.paths:
+            panel.plot(*path.T, color="#2a9d8f", lw=1.2, alpha=0.8)
+            panel.plot(*path[0], "o", color="#555555", ms=3)
+            panel.plot(*path[-1], "o", color="#1d6f65", ms=4)
+        panel.set_title(descent.method, fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    figure.suptitle(
+        f"{problem.name}: from the grey points to the Pareto set (orange)", fontsize=10
+    )
+    return figure
+
+
+# The options -------------------------------------------------------------------------
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--steps", type=positive, help="of each path (default: 50 on EWQ, 2500 on CQF)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out"),
+        help="folder for the pictures (default: out)",
+    )
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected an integer of at least 1, got {text!r}"
+        )
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

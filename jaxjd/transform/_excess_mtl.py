@@ -1,0 +1,161 @@
+"""ExcessMTL: more weight to the losses that still have far to fall."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from optax.experimental import aggregating
+
+from jaxjd.engine import accumulation_dtype
+from jaxjd.transform._as_jacobian import as_jacobian
+from jaxjd.transform._rows import along_rows, by_parameter
+from jaxjd.weighting._checks import check_integer, check_mask, check_number
+
+# That of the authors, under the root of the sums and in the denominator of the scaling.
+EPSILON = 1e-7
+
+
+class ExcessMTLState(NamedTuple):
+    """What ExcessMTL knows of the m losses.
+
+    - `steps`: how many batches it has seen, [].
+    - `squares`: per loss the sum of its squared gradients, a pytree like the parameters
+      with a leading axis of losses, float32 or wider.
+    - `risk_sums`, `risk_counts`: the excess risks that make up each loss's baseline,
+      their sum and their number, [m].
+    - `log_weights`: the logarithms of the weights, which sum to 1, [m]. Weights
+      themselves could become 0, and would stay it.
+    """
+
+    steps: Int[Array, ""]
+    squares: PyTree[Float[Array, "m ..."]]
+    risk_sums: Float[Array, " m"]
+    risk_counts: Int[Array, " m"]
+    log_weights: Float[Array, " m"]
+
+
+def excess_mtl(
+    *, num_losses: int, robust_step_size: float = 1.0, n_warmup_steps: int = 0
+) -> aggregating.Aggregator:
+    r"""Weights that follow the excess risks, so that noise does not attract weight.
+
+    The excess risk of a loss, how far it is above its minimum, is estimated as
+    $\hat{E}_i = g_i^\top H_i^{-1} g_i$, where $H_i$ is diagonal, the root of the sum of
+    the squares of all $g_i$ so far. It is divided by its baseline, and the weights are
+    multiplied with $\exp(\eta \hat{E}_i)$ and normalised to sum 1; the update is
+    $J^\top w$.
+
+    The state holds all those sums, as large as $J$. A batch whose gradients are not
+    finite, or whose squares are not, gives NaN and leaves the state as it was.
+
+    It takes a `mask` as [`jaxjd.aggregate`][] does. A missing loss keeps its sums and
+    its weight; what weight the others have together is distributed anew among them, and
+    for the update scaled to sum 1. Baselines are those of the batches in which a loss
+    was present; one that was missing all the time has that of its first batch.
+
+    **Arguments:**
+
+    - `num_losses`: m, for which the state is made.
+    - `robust_step_size`: $\eta > 0$.
+    - `n_warmup_steps`: for how many steps the weights stay $1/m$ while excess risks are
+      collected, whose mean is the baseline. With 0 the first excess risks are the
+      baseline, and that step uses them as they are.
+
+    **Raises:** `ValueError` or `TypeError` if an argument is not as described; when
+    `update` is traced, `ValueError` if there are not `num_losses` losses or the
+    parameters are not those of `init`, and as [`jaxjd.aggregate`][].
+
+    **Reference:** He et al. (2024), Robust multi-task learning with excess risks (ICML
+    2024), equations 6, 7 and 9. As in their code and TorchJD, the current gradient is
+    part of its $H_i$.
+    """
+    num_losses = check_integer("num_losses", num_losses, least=1)
+    step_size = check_number("robust_step_size", robust_step_size, "(0, inf)")
+    n_warmup_steps = check_integer("n_warmup_steps", n_warmup_steps, least=0)
+
+    def init_fn(params: optax.Params) -> ExcessMTLState:
+        dtype = accumulation_dtype(jnp.zeros((), jnp.float16), *jax.tree.leaves(params))
+        zeros = jnp.zeros(num_losses, dtype)
+        return ExcessMTLState(
+            jnp.zeros((), jnp.int32),
+            jax.tree.map(
+                lambda p: jnp.zeros((num_losses, *jnp.shape(p)), accumulation_dtype(p)),
+                params,
+            ),
+            zeros,
+            jnp.zeros(num_losses, jnp.int32),
+            jnp.full_like(zeros, -jnp.log(float(num_losses))),
+        )
+
+    def update_fn(
+        updates: Any,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        mask: Bool[Array, " m"] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ExcessMTLState]:
+        del extra_args  # For other links of the chain.
+        jacobian = as_jacobian(updates, params)
+        if jacobian.num_losses != num_losses:
+            raise ValueError(
+                f"`updates` must be of num_losses={num_losses} losses, for which the "
+                f"state was made. Got {jacobian.num_losses}."
+            )
+        mask = check_mask(mask, num_losses)
+        old, structure = jax.tree.flatten(state.squares)
+        shapes = [jacobian.parameters.shapes[i] for i in jacobian.parameters.kept]
+        if [x.shape[1:] for x in old] != shapes:
+            raise ValueError(
+                "`updates` must be with respect to the parameters that `init` was "
+                f"given, {[x.shape[1:] for x in old]}. Got {shapes}."
+            )
+        dtype = state.log_weights.dtype
+
+        def accumulate(rows: Array, total: Array) -> tuple[Array, Array]:
+            # Equations 6 and 7.
+            present = jnp.where(along_rows(mask, rows), rows, 0).astype(total.dtype)
+            total += present**2
+            risks = present**2 / jnp.sqrt(total + EPSILON)
+            return total, risks.reshape(num_losses, -1).sum(1, dtype=dtype)
+
+        squares, risks = zip(*by_parameter(jacobian, accumulate, old), strict=True)
+        risks = jnp.stack(risks).sum(0)
+
+        warming_up = state.steps < n_warmup_steps
+        collected = mask & (warming_up | (state.risk_counts == 0))
+        risk_sums = state.risk_sums + jnp.where(collected, risks, 0)
+        risk_counts = state.risk_counts + collected.astype(jnp.int32)
+        baselines = risk_sums / jnp.maximum(risk_counts, 1).astype(dtype)
+        first = (state.steps == 0) & (n_warmup_steps == 0)
+        scaled = jnp.where(first, risks, risks / (baselines + EPSILON))
+
+        # Equation 9.
+        tilted = state.log_weights + jnp.where(warming_up, 0, step_size * scaled)
+        shares = log_shares(tilted, mask)
+        together = jax.nn.logsumexp(jnp.where(mask, state.log_weights, -jnp.inf))
+        log_weights = jnp.where(mask, shares + together, state.log_weights)
+
+        new = ExcessMTLState(
+            jnp.asarray(optax.safe_increment(state.steps)),
+            jax.tree.unflatten(structure, squares),
+            risk_sums,
+            risk_counts,
+            log_weights,
+        )
+        finite = jnp.isfinite(risks).all()
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        weights = jnp.where(mask, jnp.exp(shares), 0)
+        return jacobian.vjp(jnp.where(finite, weights, jnp.nan)), kept
+
+    return aggregating.Aggregator(init_fn, update_fn)
+
+
+def log_shares(
+    log_weights: Float[Array, " m"], mask: Bool[Array, " m"]
+) -> Float[Array, " m"]:
+    """Normalised so that the weights of the losses that are present sum to 1."""
+    present = jnp.where(mask, log_weights, -jnp.inf)
+    return jnp.where(mask, log_weights - jax.nn.logsumexp(present), -jnp.inf)

@@ -1,0 +1,169 @@
+"""GradDrop: in each coordinate keep the gradients of one sign, chosen at random."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Key, PyTree
+from optax.experimental import aggregating
+
+from jaxjd.engine import accumulation_dtype
+from jaxjd.jacobian import Jacobian
+from jaxjd.transform._as_jacobian import as_jacobian
+from jaxjd.transform._rows import along_rows, row_dtypes, sum_over_rows
+from jaxjd.weighting._checks import check_length, check_mask, check_vector
+
+
+class GradDropState(NamedTuple):
+    """`key`: what the next step's random numbers are drawn from."""
+
+    key: Key[Array, ""]
+
+
+def identity(purity: Float[Array, "..."]) -> Float[Array, "..."]:
+    return purity
+
+
+def graddrop(
+    leak: Float[Array, " m"] | Sequence[float] | None = None,
+    *,
+    key: int | Array = 0,
+    f: Callable[[Float[Array, "..."]], Float[Array, "..."]] = identity,
+) -> aggregating.Aggregator:
+    r"""Gradient sign dropout: each coordinate follows one sign, by how pure it is.
+
+    In each coordinate, with $\mathcal{P} = \frac12 (1 + \sum_i g_i / \sum_i |g_i|)$ and
+    $U$ uniform in $[0, 1)$, the update is
+    $\sum_i (\ell_i + (1 - \ell_i) M_i) g_i$, where $M_i$ is 1 if $f(\mathcal{P}) > U$
+    and $g_i > 0$, or if $f(\mathcal{P}) < U$ and $g_i < 0$, and else 0. A coordinate in
+    which all gradients are 0 stays 0; one in which any is not finite becomes NaN.
+
+    It looks at the rows of $J$ themselves, so there is no such weighting. All of $J$ is
+    in memory only if made so, with `method="dense"` or with `method="chunked"` and no
+    `chunk_size`. It takes a `mask` as [`jaxjd.aggregate`][] does, and ignores the
+    rows of missing losses whatever they are.
+
+    **Arguments:**
+
+    - `leak`: $\ell$, m numbers in $[0, 1]$, how much of each loss's gradient is never
+      dropped. By default 0.
+    - `key`: a seed or a key of `jax.random`. The state carries it on.
+    - `f`: increasing, from $[0, 1]$ to $[0, 1]$, applied to arrays.
+
+    **Raises:** `ValueError` or `TypeError` if `leak` is not a vector of numbers in
+    $[0, 1]$ or `key` is no key; when `update` is traced, `ValueError` if `leak` has not
+    m entries, and as [`jaxjd.aggregate`][].
+
+    **Reference:** Chen et al. (2020), arXiv:2010.06808, Algorithm 1, lines 10 to 15.
+    """
+    checked = None if leak is None else check_leak(leak)
+    first_key = check_key(key)
+
+    def init_fn(params: optax.Params) -> GradDropState:
+        del params
+        return GradDropState(first_key)
+
+    def update_fn(
+        updates: Any,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        mask: Bool[Array, " m"] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, GradDropState]:
+        del extra_args  # For other links of the chain.
+        jacobian = as_jacobian(updates, params)
+        following, now = jax.random.split(state.key)
+        parameters, dtypes = jacobian.parameters, row_dtypes(jacobian)
+        drawn = []
+        keys = jax.random.split(now, len(dtypes))
+        for key, i, dtype in zip(keys, parameters.kept, dtypes, strict=True):
+            wide = accumulation_dtype(jnp.zeros((), dtype))
+            drawn.append(jax.random.uniform(key, parameters.shapes[i], wide))
+        uniforms = parameters.unflatten(drawn)
+        update = drop_signs(jacobian, uniforms, checked, f, mask)
+        return update, GradDropState(following)
+
+    return aggregating.Aggregator(init_fn, update_fn)
+
+
+class Signed(NamedTuple):
+    """Sums over the positive and over the negative entries of a coordinate."""
+
+    positive: Float[Array, "..."]
+    negative: Float[Array, "..."]
+
+
+def drop_signs(
+    jacobian: Jacobian,
+    uniforms: PyTree[Float[Array, "..."]],
+    leak: Float[Array, " m"] | None = None,
+    f: Callable[[Float[Array, "..."]], Float[Array, "..."]] = identity,
+    mask: Bool[Array, " m"] | None = None,
+) -> PyTree[Float[Array, "..."]]:
+    """The update of GradDrop for given `uniforms`, a pytree like the parameters."""
+    m = jacobian.num_losses
+    mask = check_mask(mask, m)
+    if leak is not None:
+        leak = check_length("leak", leak, m)
+
+    # All rows of a coordinate share its M for each sign. So the sums over each sign
+    # are all that is needed, and the rows need not be seen a second time.
+    def term(rows: Array, leak: Array | None) -> Any:
+        rows = rows.astype(accumulation_dtype(rows))
+        everything = signed(rows)
+        if leak is None:
+            return everything, everything, None
+        leaked = along_rows(leak, rows).astype(rows.dtype)
+        return everything, signed((1 - leaked) * rows), (leaked * rows).sum(0)
+
+    def signed(rows: Array) -> Signed:
+        return Signed(jnp.maximum(rows, 0).sum(0), jnp.minimum(rows, 0).sum(0))
+
+    def combined(sums: Any, uniform: Array) -> Array:
+        everything, droppable, leaked = sums
+        total = everything.positive - everything.negative
+        purity = f(everything.positive / jnp.where(total > 0, total, 1))
+        uniform = uniform.astype(total.dtype)
+        update = jnp.where(purity > uniform, droppable.positive, 0)
+        update += jnp.where(purity < uniform, droppable.negative, 0)
+        if leaked is not None:
+            update += leaked
+        return jnp.where(jnp.isfinite(total), update, jnp.nan)
+
+    parameters, dtypes = jacobian.parameters, row_dtypes(jacobian)
+    sums = sum_over_rows(jacobian, mask, leak, term)
+    uniform = parameters.flatten("uniforms", uniforms)
+    return parameters.unflatten(
+        [
+            combined(*arguments).astype(dtype)
+            for *arguments, dtype in zip(sums, uniform, dtypes, strict=True)
+        ]
+    )
+
+
+def check_leak(leak: Float[Array, " m"] | Sequence[float]) -> Float[Array, " m"]:
+    """**Raises:** `ValueError` or `TypeError` if it is no vector in [0, 1]."""
+    vector = check_vector("leak", leak, nonnegative=True)
+    if not isinstance(vector, Tracer) and (np.asarray(vector) > 1).any():
+        raise ValueError(f"`leak` must be in [0, 1]. Got {np.asarray(vector)}.")
+    return vector
+
+
+def check_key(key: int | Array) -> Array:
+    """A key of `jax.random` from itself or from an integer seed.
+
+    **Raises:** `TypeError` if it is neither.
+    """
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape
+        raw = key.dtype == jnp.uint32 and key.ndim == 1
+        if typed or raw:
+            return key
+    elif isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return jax.random.key(key)
+    raise TypeError(f"`key` must be an integer seed or one jax.random key. Got {key!r}")

@@ -1,0 +1,220 @@
+"""Does ExcessMTL weigh the losses as its authors do, and keep its state clean?"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import jaxjd
+from tests import models
+
+pytestmark = pytest.mark.usefixtures("x64")
+STEPS, M, N = 20, 4, 30
+TX = jaxjd.excess_mtl(num_losses=M)  # One, so that its compiled program is shared.
+
+
+def batches(m=M, key=0):
+    """Gradients that shrink, of losses that differ in scale."""
+    rows = jax.random.normal(jax.random.key(key), (STEPS, m, N), jnp.float64)
+    decay = jnp.exp(-jnp.linspace(0.0, 2.0, STEPS))[:, None, None]
+    return rows * decay * jnp.linspace(0.5, 2.0, m)[None, :, None]
+
+
+def run(tx, several, masks=None):
+    """The final state and all updates."""
+    if masks is None:
+        masks = jnp.ones(several.shape[:2], bool)
+    return compiled_run(tx, several, masks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_run(tx, several, masks):
+    params = several[0, 0]
+
+    def step(state, batch):
+        rows, mask = batch
+        result, state = tx.update(rows, state, params, mask=mask, value=1.0)
+        return state, result
+
+    return jax.lax.scan(step, tx.init(params), (several, masks))
+
+
+@pytest.mark.parametrize(("robust_step_size", "n_warmup_steps"), [(1.0, 0), (0.5, 4)])
+def test_torchjd(robust_step_size, n_warmup_steps):
+    torch = pytest.importorskip("torch")
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    reference = aggregation.ExcessMTL(robust_step_size, n_warmup_steps)
+    several = batches()
+    expected = [reference(torch.tensor(np.asarray(rows))).numpy() for rows in several]
+    tx = jaxjd.excess_mtl(
+        num_losses=M, robust_step_size=robust_step_size, n_warmup_steps=n_warmup_steps
+    )
+    state, actual = run(tx, several)
+    assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    assert state.steps == STEPS
+    if n_warmup_steps:
+        mean = several[:n_warmup_steps].mean(1)
+        assert_allclose(actual[:n_warmup_steps], mean, rtol=1e-12)
+
+
+def test_missing_losses():
+    """As if they were not there, and for them as if there had been no batch."""
+    several = batches()
+    kept = jnp.array([0, 1, 3])
+    masks = jnp.tile(jnp.arange(M) != 2, (STEPS, 1))
+    tx = jaxjd.excess_mtl(num_losses=M, n_warmup_steps=2)
+    state, actual = run(tx, several, masks)
+    alone, expected = run(
+        jaxjd.excess_mtl(num_losses=3, n_warmup_steps=2), several[:, kept]
+    )
+    assert_allclose(actual, expected, rtol=1e-11, atol=1e-13)
+    assert_allclose(state.squares[kept], alone.squares, rtol=1e-12)
+    weights = jnp.exp(state.log_weights)
+    assert_allclose(weights[kept], 0.75 * jnp.exp(alone.log_weights), rtol=1e-11)
+    assert_allclose(weights[2], 0.25, rtol=1e-12)
+    assert not state.squares[2].any()
+    assert state.risk_counts[2] == 0
+
+
+def test_a_loss_that_comes_and_goes():
+    """Nothing but what it needs is kept, and all stays finite."""
+    several = batches()
+    come = jnp.arange(STEPS) >= 5
+    masks = jnp.ones((STEPS, M), bool).at[:, 1].set(come).at[12].set(False)
+    state, actual = run(TX, several, masks)
+    assert jnp.isfinite(actual).all()
+    assert not actual[12].any()  # All losses are missing.
+    assert_allclose(jnp.exp(state.log_weights).sum(), 1, rtol=1e-12)
+    present = masks[:, :, None]
+    squares = (jnp.where(present, several, 0) ** 2).sum(0)
+    assert_allclose(state.squares, squares, rtol=1e-12)
+    first = jnp.abs(several[5, 1]) ** 2 / jnp.sqrt(several[5, 1] ** 2 + 1e-7)
+    assert_allclose(state.risk_sums[1], first.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e200])
+def test_a_batch_that_is_not_finite_is_forgotten(bad):
+    several = batches()
+    state, actual = run(TX, several.at[7, 2, 5].set(bad))
+    assert jnp.isnan(actual[7]).all()
+    assert state.steps == STEPS - 1
+    masks = jnp.ones((STEPS, M), bool).at[7].set(False)
+    without, expected = run(TX, several, masks)
+    rest = jnp.arange(STEPS) != 7
+    assert_allclose(actual[rest], expected[rest], rtol=1e-12)
+    for one, other in zip(state[1:], without[1:], strict=True):
+        assert_allclose(one, other, rtol=1e-12)
+
+
+def test_weights_that_vanish_return():
+    """In float32 exp(-200) is 0, and a weight of 0 would stay it."""
+    large = jnp.full((STEPS, 2, 1), 0.1, jnp.float32).at[0, 0].set(200)
+    large = large.at[1:, 1].set(
+        jnp.exp(jnp.arange(1.0, STEPS, dtype=jnp.float32))[:, None]
+    )
+    _, updates = run(jaxjd.excess_mtl(num_losses=2), large)
+    assert_allclose(updates[0], 200, rtol=1e-6)
+    assert_allclose(updates[-1], large[-1, 1], rtol=1e-6)
+
+
+def test_one_loss_and_no_gradient():
+    several = batches(1)
+    tx = jaxjd.excess_mtl(num_losses=1)
+    assert_allclose(run(tx, several)[1], several[:, 0], rtol=1e-12)
+    zeros = jnp.zeros((STEPS, M, N))
+    state, updates = run(TX, zeros)
+    assert not updates.any()
+    assert_allclose(jnp.exp(state.log_weights), 0.25, rtol=1e-12)
+
+
+def test_vmap():
+    several = jnp.stack([batches(key=1), batches(key=2)])
+    together = jax.vmap(lambda one: run(TX, one)[1])(several)
+    assert_allclose(together[1], run(TX, several[1])[1], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtypes(dtype):
+    several = batches().astype(dtype)
+    state, updates = run(TX, several)
+    assert updates.dtype == dtype
+    assert state.squares.dtype == state.log_weights.dtype == jnp.float32
+    assert jnp.isfinite(updates).all()
+
+
+def test_the_same_from_every_engine():
+    """Also for one group of a partition."""
+    params = models.parameters()
+    tx = jaxjd.excess_mtl(num_losses=12)
+    labels = {"hidden": "a", "scale": "b"}
+    split = jaxjd.partition({"a": tx, "b": jaxjd.sum(), "c": tx}, labels)
+
+    @jax.jit
+    def every(x, y):
+        def two_steps(tx, kept=None, **how):
+            state = tx.init(params)
+            for scale in (1.0, 2.0):
+                jac = jaxjd.jac(models.task_losses, in_axes=(None, 0, 0), **how)
+                jac = jac(params, scale * x, y)
+                if kept is not None:
+                    jac = jac.restrict(kept)
+                updates, state = tx.update(jac, state, params)
+            return updates
+
+        results = [
+            two_steps(tx, **how)
+            for how in (
+                {"method": "dense"},
+                {"method": "structured"},
+                {"method": "chunked", "chunk_size": 2},
+            )
+        ]
+        return results, two_steps(split, method="dense")
+
+    (dense, *others), parted = every(*models.examples(4))
+    for other in others:
+        assert_allclose(models.ravel(other), models.ravel(dense), rtol=1e-9)
+    assert jnp.isfinite(models.ravel(parted)).all()
+    # Other weights: those of the group's own gradients.
+    hidden = models.ravel(parted["hidden"]), models.ravel(dense["hidden"])
+    assert not np.allclose(*hidden)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"num_losses": 0}, ValueError, "`num_losses` must be at least 1. Got 0"),
+        ({"num_losses": 2.0}, TypeError, "`num_losses` must be an integer"),
+        (
+            {"robust_step_size": 0},
+            ValueError,
+            r"`robust_step_size` must be in \(0, inf",
+        ),
+        ({"n_warmup_steps": -1}, ValueError, "`n_warmup_steps` must be at least 0"),
+    ],
+)
+def test_bad_arguments(how, error, message):
+    with pytest.raises(error, match=message):
+        jaxjd.excess_mtl(**({"num_losses": 2} | how))
+
+
+def test_bad_updates():
+    tx = jaxjd.excess_mtl(num_losses=3)
+    rows = jnp.ones((4, 5))
+    with pytest.raises(ValueError, match="of num_losses=3 losses, .*Got 4"):
+        tx.update(rows, tx.init(rows[0]), rows[0])
+    with pytest.raises(ValueError, match=r"that `init` was given, \[\(7,\)\]. Got"):
+        tx.update(rows[:3], tx.init(jnp.ones(7)), rows[0])
+    with pytest.raises(ValueError, match="an ordinary gradient"):
+        tx.update(rows, tx.init(rows), rows)
+
+
+def test_state_of_the_right_size():
+    params = models.parameters()
+    state = jaxjd.excess_mtl(num_losses=3).init(params)
+    shapes = jax.tree.map(lambda p: (3, *p.shape), params)
+    assert jax.tree.map(lambda x: x.shape, state.squares) == shapes
+    assert_array_equal(state.log_weights, jnp.full(3, -jnp.log(3.0)))
