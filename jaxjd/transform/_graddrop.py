@@ -15,7 +15,12 @@ from jaxjd.engine import accumulation_dtype
 from jaxjd.jacobian import Jacobian
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, row_dtypes, sum_over_rows
-from jaxjd.weighting._checks import check_length, check_mask, check_vector
+from jaxjd.weighting._checks import (
+    check_key,
+    check_length,
+    check_mask,
+    check_vector,
+)
 
 
 class GradDropState(NamedTuple):
@@ -152,18 +157,3 @@ def check_leak(leak: Float[Array, " m"] | Sequence[float]) -> Float[Array, " m"]
     if not isinstance(vector, Tracer) and (np.asarray(vector) > 1).any():
         raise ValueError(f"`leak` must be in [0, 1]. Got {np.asarray(vector)}.")
     return vector
-
-
-def check_key(key: int | Array) -> Array:
-    """A key of `jax.random` from itself or from an integer seed.
-
-    **Raises:** `TypeError` if it is neither.
-    """
-    if isinstance(key, jax.Array):
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape
-        raw = key.dtype == jnp.uint32 and key.ndim == 1
-        if typed or raw:
-            return key
-    elif isinstance(key, int | np.integer) and not isinstance(key, bool):
-        return jax.random.key(key)
-    raise TypeError(f"`key` must be an integer seed or one jax.random key. Got {key!r}")

@@ -37,6 +37,7 @@ class Row(NamedTuple):
 
 ROWS = {
     "aligned_mtl": Row(lambda m: jaxjd.weighting.aligned_mtl()),
+    "cagrad": Row(lambda m: jaxjd.weighting.cagrad()),
     "conflict_free": Row(lambda m: jaxjd.weighting.conflict_free()),
     "constant": Row(
         lambda m: jaxjd.weighting.constant(jnp.linspace(2.0, -1.0, m)), blind=True
@@ -45,14 +46,27 @@ ROWS = {
         lambda m: jaxjd.weighting.cr_mogm(jaxjd.weighting.imtl_g(), num_losses=m)
     ),
     "dualproj": Row(lambda m: jaxjd.weighting.dualproj()),
+    "fairgrad": Row(
+        lambda m: jaxjd.weighting.fairgrad(),
+        scale_free=False,  # Where G is s times as large, w is s^(-2/3) as large.
+    ),
     "gradvac": Row(lambda m: jaxjd.weighting.gradvac(num_losses=m), drawn=True),
     "imtl_g": Row(lambda m: jaxjd.weighting.imtl_g()),
     "krum": Row(lambda m: jaxjd.weighting.krum(1, 2), least=4),
     "mean": Row(lambda m: jaxjd.weighting.mean(), blind=True),
+    "mgda": Row(lambda m: jaxjd.weighting.mgda()),
     "modo": Row(
         lambda m: jaxjd.weighting.modo(num_losses=m),
         extra_args=itself_as_cross_gramian,
         scale_free=False,  # Its step size is in the units of the Gramian.
+    ),
+    "nash_mtl": Row(
+        lambda m: jaxjd.weighting.nash_mtl(num_losses=m),
+        scale_free=False,  # The norm of the update is limited.
+    ),
+    "pcd": Row(
+        lambda m: jaxjd.weighting.pcd(num_losses=m),
+        scale_free=False,  # Its epsilon is in the units of the Gramian.
     ),
     "pcgrad": Row(lambda m: jaxjd.weighting.pcgrad(), drawn=True),
     "random": Row(lambda m: jaxjd.weighting.random(), blind=True, drawn=True),
@@ -168,6 +182,10 @@ def test_losses_that_are_missing(name):
     weigh(name, one)
     before = len(traces)
     for mask in masks:
+        if name == "pcd" and not mask[0]:
+            # No other loss becomes the one that matters most.
+            assert_array_equal(weigh(name, one, jnp.asarray(mask)), 0)
+            continue
         # Whatever is in their rows and columns.
         spoilt = jnp.where(mask[:, None] & mask[None], one, jnp.nan)
         weights = weigh(name, spoilt, jnp.asarray(mask))
@@ -185,8 +203,8 @@ def test_losses_that_are_missing(name):
 @every
 def test_a_single_loss(name):
     """A positive multiple of its gradient: there is nothing to weigh."""
-    alone = jnp.arange(M) == 1
-    assert weigh(name, gramian(), alone)[1] > 0
+    alone = jnp.arange(M) == 0
+    assert weigh(name, gramian(), alone)[0] > 0
     init, update, _ = compiled(name, 1)
     one = jnp.ones((1, 1))
     # Traced only: to compile it takes as long as all the other tests.
@@ -257,11 +275,25 @@ def weights_sum_to_one(J, w):
     assert (w >= 0).all()
 
 
+def sums_to(total):
+    return lambda J, w: assert_allclose(w.sum(), total, rtol=1e-5)
+
+
+def vanishing(J, w):
+    """The update, beside the gradients that it is made of."""
+    weights_sum_to_one(J, w)
+    assert np.linalg.norm(w @ J) <= 1e-5 * (w @ np.linalg.norm(J, axis=1))
+
+
 def no_conflict(J, w):
     """Cosines of the update with the gradients."""
     update = w @ J
     lengths = np.linalg.norm(J, axis=1) * np.linalg.norm(update)
     assert (J @ update >= -1e-3 * lengths).all()
+
+
+def no_conflict_with_the_secondary(J, w):
+    assert ((J @ (w @ J))[1:] > 0).all()
 
 
 # What more is known of the weights.
@@ -270,6 +302,11 @@ STATEMENTS = {
     # G has one eigenvalue, 6 |g|^2, with the vector (1, ..., 1) / sqrt(6).
     ("aligned_mtl", "all equal"): weights_are(*[1 / 6] * 6),
     ("conflict_free", "all zero"): weights_are(*[0] * 6),
+    ("cagrad", "all zero"): weights_are(*[0] * 6),
+    # Half the norm of the mean is added to the mean.
+    ("cagrad", "all equal"): sums_to(1.5),
+    # A loss that cannot make any progress is the worst served whatever happens.
+    ("cagrad", "one zero"): weights_are(*[0] * 6),
     # The sum: u is in the range of C, and the length that of six projections.
     ("conflict_free", "all equal"): weights_are(*[1] * 6),
     ("conflict_free", "one zero"): equal_projections,
@@ -277,6 +314,9 @@ STATEMENTS = {
     ("conflict_free", "norms from 1e-6 to 1e6"): equal_projections,
     ("cr_mogm", "norms from 1e-6 to 1e6"): equal_projections,
     ("dualproj", "norms from 1e-6 to 1e6"): no_conflict,
+    ("fairgrad", "all zero"): weights_are(*[0] * 6),
+    ("fairgrad", "norms from 1e-6 to 1e6"): no_conflict,
+    ("fairgrad", "one zero"): no_conflict,
     ("gradvac", "all zero"): weights_are(*[1] * 6),
     ("gradvac", "all equal"): weights_are(*[1] * 6),
     ("imtl_g", "all zero"): weights_are(*[0] * 6),
@@ -288,8 +328,21 @@ STATEMENTS = {
     ("krum", "all zero"): weights_are(0.5, 0.5, 0, 0, 0, 0),
     # The short gradients have one another for neighbours.
     ("krum", "norms from 1e-6 to 1e6"): weights_sum_to_one,
+    ("mgda", "all zero"): weights_are(*[1 / 6] * 6),
+    ("mgda", "one zero"): weights_are(0, 0, 1, 0, 0, 0),
+    ("mgda", "all equal"): weights_sum_to_one,
+    ("mgda", "two opposed"): vanishing,
+    ("mgda", "norms from 1e-6 to 1e6"): no_conflict,
     ("modo", "all zero"): weights_are(*[1 / 6] * 6),
     ("modo", "norms from 1e-6 to 1e6"): weights_sum_to_one,
+    ("nash_mtl", "all zero"): weights_are(*[0] * 6),
+    ("nash_mtl", "norms from 1e-6 to 1e6"): no_conflict,
+    ("nash_mtl", "one zero"): no_conflict,
+    ("pcd", "all zero"): weights_are(*[0] * 6),
+    # The gradient itself: the constraints hold already.
+    ("pcd", "all equal"): weights_are(1, 0, 0, 0, 0, 0),
+    ("pcd", "two opposed"): no_conflict_with_the_secondary,
+    ("pcd", "norms from 1e-6 to 1e6"): no_conflict_with_the_secondary,
     ("pcgrad", "all zero"): weights_are(*[1] * 6),
     ("pcgrad", "all equal"): weights_are(*[1] * 6),
     ("sdmgrad", "all zero"): weights_are(*[1 / 6] * 6),
@@ -329,7 +382,7 @@ def test_a_gramian_that_is_not_finite(name, value, place):
 
 @every
 def test_permuting_the_losses_permutes_the_weights(name):
-    if name == "constant" or ROWS[name].drawn:
+    if name in ("constant", "pcd") or ROWS[name].drawn:
         pytest.skip("To it the losses are not alike.")
     order = jnp.array([3, 1, 0, 5, 4, 2])
     one = gramian()
@@ -365,20 +418,38 @@ def test_extra_arguments_of_others(name):
     [
         ("aligned_mtl", (), {"scale_mode": "max"}, "`scale_mode` must be one of"),
         ("aligned_mtl", ([-1.0],), {}, "`preference` must not be negative"),
+        ("cagrad", (-0.5,), {}, r"`c` must be in \[0, inf\). Got -0.5"),
+        ("cagrad", (0.5, [-1.0]), {}, "`preference` must not be negative"),
         ("conflict_free", ([-1.0],), {}, "`preference` must not be negative"),
         ("conflict_free", (), {"length": "sum"}, "`length` must be one of"),
         ("conflict_free", (), {"length": -1}, "`length` must be at least 0"),
         ("cr_mogm", (1.5,), {}, r"`alpha` must be in \[0, 1\]. Got 1.5"),
         ("cr_mogm", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
         ("cr_mogm", (), {"initial_weights": [1.0]}, "`initial_weights` must have one"),
+        ("dualproj", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
+        ("fairgrad", (0,), {}, r"`alpha` must be in \(0, inf\). Got 0"),
         ("gradvac", (), {"beta": -0.1}, r"`beta` must be in \[0, 1\]. Got -0.1"),
         ("gradvac", (), {"eps": -1}, r"`eps` must be in \[0, inf\). Got -1"),
         ("gradvac", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
         ("krum", (-1,), {}, "`n_byzantine` must be at least 0. Got -1"),
         ("krum", (1, 0), {}, "`n_selected` must be at least 1. Got 0"),
+        (
+            "mgda",
+            (),
+            {"frank_wolfe_steps": 0},
+            "`frank_wolfe_steps` must be at least 1",
+        ),
         ("modo", (), {"gamma": 0}, r"`gamma` must be in \(0, inf\). Got 0"),
         ("modo", (), {"rho": -1}, r"`rho` must be in \[0, inf\). Got -1"),
         ("modo", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
+        ("nash_mtl", (), {"max_norm": -1}, r"`max_norm` must be in \[0, inf\). Got"),
+        ("nash_mtl", (), {"update_every": 0}, "`update_every` must be at least 1"),
+        ("nash_mtl", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
+        ("pcd", (), {"tau": 1.5}, r"`tau` must be in \[0, 1\]. Got 1.5"),
+        ("pcd", (), {"tau": [0.5]}, "one entry for each of the 5 secondary losses"),
+        ("pcd", (), {"beta": 1}, r"`beta` must be in \[0, 1\). Got 1"),
+        ("pcd", (), {"eps": -1}, r"`eps` must be in \[0, inf\). Got -1"),
+        ("pcd", (), {"num_losses": 0}, "`num_losses` must be at least 1. Got 0"),
         ("regularize", (0.0,), {}, r"`eps` must be in \(0, inf\). Got 0.0"),
         ("sdmgrad", (), {"lr": 0}, r"`lr` must be in \(0, inf\). Got 0"),
         ("sdmgrad", (), {"momentum": 1}, r"`momentum` must be in \[0, 1\). Got 1"),
@@ -390,8 +461,8 @@ def test_extra_arguments_of_others(name):
 def test_hyperparameters_out_of_range(name, args, kwargs, message):
     if name in ("cr_mogm", "regularize"):
         args = (jaxjd.weighting.mean(), *args)
-    if name in ("cr_mogm", "gradvac", "modo", "sdmgrad"):
-        kwargs = {"num_losses": 3} | kwargs
+    if name in ("cr_mogm", "gradvac", "modo", "nash_mtl", "pcd", "sdmgrad"):
+        kwargs = {"num_losses": M} | kwargs
     with pytest.raises(ValueError, match=message):
         getattr(jaxjd.weighting, name)(*args, **kwargs)
 
