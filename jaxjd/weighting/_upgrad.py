@@ -34,9 +34,10 @@ def upgrad(
       bears. `norm_eps=1e-4, reg_eps=1e-4` gives TorchJD's weights, which conflict
       when the norms of gradients differ by 100 times.
     - `num_losses`: m. If given, the state keeps the projections of the last step, and
-      the next search begins there. The weights are the same. Fewer iterations where the
-      gradients change slowly, such as those of a few tasks; more where every step has
-      other examples.
+      the next search begins there. The weights are the same. It helps where the
+      gradients change slowly, as those of a few tasks do, and hurts where every step
+      has other examples: on MNIST, 10 iterations in place of 14 for the losses of the
+      10 digits, but 89 in place of 79 for those of 128 new examples.
     - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
       step, the worst of all projections. `optax.tree.get(opt_state, "certificate")`
       finds it.
