@@ -54,15 +54,16 @@ def maximise_on_ball(
 
     $$t \leq w^\top G u + c \|J^\top u\| \|J^\top w\|,$$
 
-    which is the dual problem's value, and where Newton's method goes next.
+    which is the dual problem's value, and where Newton's method goes next. Where t is
+    0, because the point is Pareto-stationary or a gradient is zero, and 1 <= c or some
+    step in the ball conflicts with nobody, $u + \mu$ is zero: no update is better.
 
     **Arguments:**
 
     - `gramian`: $G = J J^\top$, symmetric positive semidefinite, which is not checked.
       Types narrower than float32 are solved in float32.
     - `u`: the weights of the centre.
-    - `c`: the radius, relative to the centre. If it is 1 at least and the point is
-      Pareto-stationary, the best update is zero, and so is $u + \mu$.
+    - `c`: the radius, relative to the centre.
     - `mask`: False for losses that are left out, whose u must be 0.
     - `max_iterations`: problems of least distance at most.
 
@@ -90,6 +91,8 @@ def maximise_on_ball(
     radius = c * jnp.sqrt(centre2)
     norms = jnp.sqrt(jnp.diagonal(G))
     zero = (norms == 0) & present
+    # No progress, but for what rounding does to it: opposed gradients leave no slack.
+    none = -64 * eps * m**0.5 * jnp.max(jnp.abs(Gu))
 
     def bound(w):
         """The upper bound that weights prove, and the norm of their combination."""
@@ -111,7 +114,7 @@ def maximise_on_ball(
             ~nearest.feasible | (norm <= 8 * eps**0.5 * jnp.vdot(w, norms))
         )
         stationary = s.stationary | stationary | jnp.any(zero)
-        proven = jnp.where(stationary & first, jnp.minimum(proven, 0), proven)
+        proven = jnp.where(stationary & first, jnp.minimum(proven, none), proven)
         upper = jnp.where(total > 0, jnp.minimum(s.upper, proven), s.upper)
 
         distance = norm * total
@@ -156,7 +159,8 @@ def maximise_on_ball(
     # On the sphere to rounding, whatever t was.
     proven, norm = bound(end.mu)
     mu = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm, 1), 0) * end.mu
-    nothing = (end.stationary & (c >= 1)) | (jnp.any(zero))
+    # A level of 0 within the ball, and none above: zero serves the worst as well.
+    nothing = end.stationary & (end.lower >= none)
     mu = jnp.where(nothing, -u, mu)
     total = jnp.sum(mu)
     w = mu / jnp.where(total > 0, total, 1)

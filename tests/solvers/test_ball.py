@@ -100,7 +100,7 @@ def test_a_pareto_stationary_point(c):
 
 def test_zero_gradients_and_nan():
     G = np.zeros((M, M), np.float32)
-    np.testing.assert_array_equal(solvers[0.5](G, MEAN32).solution, -MEAN32)
+    np.testing.assert_array_equal(solvers[0.5](G, MEAN32).solution, np.zeros(M))
     result = solvers[0.5](G * np.nan, MEAN32)
     assert np.isnan(result.solution).all()
     assert not result.converged
@@ -109,3 +109,25 @@ def test_zero_gradients_and_nan():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="`c` must be nonnegative. Got -1"):
         maximise_on_ball(np.eye(2), np.ones(2), -1)
+
+
+def test_a_gradient_of_zero_and_two_opposed_ones(x64):
+    """Without room for progress zero is best, if the ball has a step without conflict.
+
+    Constraints that hold with equality only are where rounding could decide.
+    """
+    rng = np.random.default_rng(5)
+    J = rng.normal(size=(M, 9))
+    J[1], J[2] = 0, -2 * J[0]
+    gap = J @ (MEAN @ J)
+    assert gap.min() < 0
+    for c in (1.0, 2.0):
+        result = solvers[c](J @ J.T, MEAN)
+        assert result.converged
+        assert np.linalg.norm((MEAN + result.solution) @ J) <= 1e-9
+    # In a ball that is too small for that, the worst served is served better than by
+    # the mean, and zero gradients make no difference.
+    result = solvers[0.5](J @ J.T, MEAN)
+    assert result.converged
+    x = (MEAN + result.solution) @ J
+    assert gap.min() < (J @ x).min() <= 0

@@ -302,7 +302,8 @@ STATEMENTS = {
     # G has one eigenvalue, 6 |g|^2, with the vector (1, ..., 1) / sqrt(6).
     ("aligned_mtl", "all equal"): weights_are(*[1 / 6] * 6),
     ("conflict_free", "all zero"): weights_are(*[0] * 6),
-    ("cagrad", "all zero"): weights_are(*[0] * 6),
+    # A ball without radius.
+    ("cagrad", "all zero"): weights_are(*[1 / 6] * 6),
     # Half the norm of the mean is added to the mean.
     ("cagrad", "all equal"): sums_to(1.5),
     # A loss that cannot make any progress is the worst served whatever happens.
