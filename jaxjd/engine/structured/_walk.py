@@ -46,6 +46,7 @@ class Use:
     """A parameter, as `node`, meets the example in an equation that has a rule.
 
     - `operand`: which operand of the equation the parameter is.
+    - `others`: where the other operands are among the recorded ones.
     - `levels`: the scans around the equation. Recorded operands and cotangents have one
       leading axis for each.
     - `perturbation`: shape, with the axes of `levels`, and dtype of the result.
@@ -54,6 +55,7 @@ class Use:
     jaxpr: Any
     eqn: Any
     operand: int
+    others: tuple[int, ...]
     node: Node
     levels: tuple[Level, ...]
     bilinear: Bilinear
@@ -78,8 +80,9 @@ class Walk:
     `perturbations` holds one array for each use, in the order in which they are found.
     Without it, this is a first walk, to find them.
 
-    Afterwards, `uses` are the uses; `recorded` their other operands; and `direct` says
-    for each parameter whose perturbed copy was needed, in which primitives.
+    Afterwards, `uses` are the uses; `recorded` their other operands, each once however
+    many uses share it; and `direct` says for each parameter whose perturbed copy was
+    needed, in which primitives.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class Walk:
         self.perturbations = perturbations
         self.levels = levels
         self.uses: list[Use] = []
-        self.recorded: list[tuple[Array, ...]] = []
+        self.recorded: list[Array] = []
         self.direct: dict[int, set[str]] = {}
 
     def run(self, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
@@ -140,11 +143,27 @@ class Walk:
         (result,) = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
         shape = (*(level.length for level in self.levels), *result.shape)
         perturbation = jax.ShapeDtypeStruct(shape, result.dtype)
-        use = Use(jaxpr, eqn, places[0], node, self.levels, bilinear, perturbation)
-        (perturbation,) = self.found([use])
         others = [v.array for n, v in enumerate(operands) if n != places[0]]
-        self.recorded.append(tuple(others))
+        use = Use(
+            jaxpr,
+            eqn,
+            places[0],
+            tuple(map(self.record, others)),
+            node,
+            self.levels,
+            bilinear,
+            perturbation,
+        )
+        (perturbation,) = self.found([use])
         return example([perturb(result, perturbation)])
+
+    def record(self, operand: Array) -> int:
+        """Where an operand is among those recorded."""
+        for n, known in enumerate(self.recorded):
+            if known is operand:
+                return n
+        self.recorded.append(operand)
+        return len(self.recorded) - 1
 
     def found(self, uses: Sequence[Use]) -> list[Array]:
         """Note uses, and return the perturbations of their results."""
@@ -225,7 +244,7 @@ class Walk:
         found = Walk(levels=levels)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), slices)
         jax.eval_shape(lambda *args: step(found, *args), first, one)
-        perturbations = self.found(found.uses)
+        perturbations = self.found(shifted(found.uses, len(self.recorded)))
 
         def with_perturbations(carry, xs):
             return step(Walk(xs[1], levels), carry, xs[0])
@@ -258,7 +277,10 @@ class Walk:
             jax.eval_shape(lambda: branch(walk, *opened))[1]  # noqa: B023
             for walk, opened in zip(found, branches, strict=True)
         ]
-        perturbations = [self.found(walk.uses) for walk in found]
+        perturbations, first = [], len(self.recorded)
+        for walk in found:
+            perturbations.append(self.found(shifted(walk.uses, first)))
+            first += len(walk.recorded)
 
         def one_of_all(n):
             # All branches return what each of them records; it is zero, as is its
@@ -276,7 +298,7 @@ class Walk:
         results, recorded = jax.lax.switch(
             index.array, [one_of_all(n) for n in range(len(branches))]
         )
-        self.recorded.extend(other for branch in recorded for other in branch)
+        self.recorded.extend(operand for branch in recorded for operand in branch)
         return example(results)
 
     def remat(self, eqn: Any, operands: list[Value]) -> list[Value]:
@@ -292,9 +314,17 @@ class Walk:
             lambda perturbations: body(Walk(perturbations, self.levels)),
             prevent_cse=eqn.params["prevent_cse"],
             policy=eqn.params["policy"],
-        )(self.found(found.uses))
+        )(self.found(shifted(found.uses, len(self.recorded))))
         self.recorded.extend(recorded)
         return example(results)
+
+
+def shifted(uses: Sequence[Use], first: int) -> list[Use]:
+    """Uses whose operands are recorded from position `first` on."""
+    return [
+        dataclasses.replace(use, others=tuple(first + n for n in use.others))
+        for use in uses
+    ]
 
 
 def constant(array: Any) -> Value:
