@@ -6,7 +6,7 @@ prints the seconds and the memory of each step, for `benchmarks.step`.
 """
 
 import json
-import resource
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -140,8 +140,13 @@ def torch_steps(name: str, m: int) -> dict[str, Callable[[], Any]]:
 
 
 def peak() -> int:
-    """Most bytes that this process has had so far."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Most bytes that this process has had so far.
+
+    Not `resource.getrusage`, which starts from the memory of the process before it.
+    """
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
 
 
 def main() -> None:
