@@ -1,5 +1,13 @@
-"""The same architectures in torch, and TorchJD's steps on them."""
+"""The same architectures in torch, and TorchJD's steps on them.
 
+    python -m benchmarks._torch_models MODEL M ROUNDS THREADS
+
+prints the seconds and the memory of each step, for `benchmarks.step`.
+"""
+
+import json
+import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +16,8 @@ import torchjd.aggregation
 import torchjd.autogram
 from torch import nn
 from torch.nn import functional
+
+from benchmarks._timing import alternating
 
 RATE = 0.1
 
@@ -127,3 +137,29 @@ def torch_steps(name: str, m: int) -> dict[str, Callable[[], Any]]:
         return run
 
     return {"SGD": step(None), "engine": step(uniform), "UPGrad": step(upgrad)}
+
+
+def peak() -> int:
+    """Most bytes that this process has had so far.
+
+    Not `resource.getrusage`, which starts from the memory of the process before it.
+    """
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
+def main() -> None:
+    name, m, rounds, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    contenders, memory = torch_steps(name, int(m)), {}
+    before = peak()
+    for kind, step in contenders.items():  # From the least to the most memory.
+        step()
+        memory[kind] = peak() - before
+    seconds = alternating(contenders, int(rounds))
+    print(json.dumps({"seconds": seconds, "memory": memory}))
+
+
+if __name__ == "__main__":
+    main()

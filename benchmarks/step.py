@@ -11,15 +11,17 @@ one process, the contenders alternating:
 - per-example: `jax.vmap(jax.grad)`, and the products of all rows;
 - TorchJD: its engine and its whole UPGrad step, beside its own SGD step in torch.
 
-Memory is what XLA plans for temporary arrays. Writes `results/step.md`, `step.json` and
+Memory is what XLA plans for temporary arrays; for torch, by how much the step lets the
+memory of the process grow. Writes `results/step.md`, `step.json` and
 `step.png` beside this file.
 """
 
 import argparse
 import json
+import os
 import pathlib
-import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,7 @@ import jax.numpy as jnp
 
 import jaxjd
 from benchmarks._models import Model, models
+from benchmarks._timing import alternating, machine
 from jaxjd import engine
 from jaxjd.engine.structured import structured
 
@@ -78,9 +81,9 @@ def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
         return step
 
     def uniform(gramian):
-        # The weights depend on the Gramian, or XLA would leave it out.
-        weights, _ = jax.lax.optimization_barrier((jnp.full(m, 1 / m), gramian))
-        return weights
+        # The weights depend on all of the Gramian, or XLA would leave it out, as it
+        # does even behind `jax.lax.optimization_barrier`. It may not for NaN's sake.
+        return 1 / m + 0 * gramian.sum(0)
 
     def per_example(params, *examples):
         gradient = jax.vmap(jax.grad(model.loss), model.in_axes)
@@ -96,21 +99,6 @@ def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
         "UPGrad": weighted(jaxjd.weighting.upgrad()),
         "per-example": per_example,
     }
-
-
-def alternating(
-    contenders: dict[str, Callable[[], Any]], rounds: int
-) -> dict[str, float]:
-    """Seconds, medians over rounds in each of which every contender runs once."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for contender in contenders.values():
-        contender()
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            start = time.perf_counter()
-            contender()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def measure(model: Model, m: int, rounds: int) -> dict[str, Any]:
@@ -133,27 +121,48 @@ def measure(model: Model, m: int, rounds: int) -> dict[str, Any]:
     return {"model": model.name, "m": m, "seconds": seconds, "memory": memory}
 
 
-def measure_torchjd(model: Model, m: int, rounds: int) -> dict[str, float] | None:
-    """Seconds of TorchJD's steps; None for a model that its engine refuses."""
-    from benchmarks._torch_models import torch_steps
+def measure_torchjd(model: Model, m: int, rounds: int) -> dict[str, Any] | None:
+    """TorchJD's steps, each with the number of threads that suits it best.
 
-    try:
-        contenders = torch_steps(model.name, m)
-        for contender in contenders.values():
-            contender()
-    except Exception as error:
-        print(f"TorchJD on {model.name}: {type(error).__name__}: {error}")
-        return None
-    return alternating(contenders, rounds)
+    In processes of their own, so that the largest batch may end one, and memory be
+    measured. None for a model that its engine refuses.
+    """
+    found = []
+    for threads in sorted({1, os.cpu_count() or 1}):
+        arguments = (model.name, str(m), str(rounds), str(threads))
+        command = [sys.executable, "-m", "benchmarks._torch_models", *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            reason = ended.stderr.strip().splitlines()[-1:] or [ended.returncode]
+            print(f"TorchJD on {model.name}, {m}: {reason[0]}", flush=True)
+            return None
+        found.append(json.loads(ended.stdout.splitlines()[-1]))
+    names = found[0]["seconds"]
+    return {
+        "seconds": {name: min(of["seconds"][name] for of in found) for name in names},
+        "memory": {name: min(of["memory"][name] for of in found) for name in names},
+    }
+
+
+COLUMNS = (
+    "model, m",
+    "SGD, ms",
+    "engine",
+    "UPGrad",
+    "per-example",
+    "TorchJD engine",
+    "TorchJD UPGrad",
+    "SGD, MB",
+    "engine, MB",
+    "UPGrad, MB",
+    "torch SGD, MB",
+    "TorchJD engine, MB",
+)
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: times, ratios to SGD, and temporary memory."""
-    lines = [
-        "| model, m | SGD, ms | engine | UPGrad | per-example | TorchJD engine | "
-        "TorchJD UPGrad | SGD, MB | engine, MB | UPGrad, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in results:
         seconds, memory = row["seconds"], row["memory"]
         targets = TARGETS.get((row["model"], row["m"]), (None, None))
@@ -167,8 +176,11 @@ def table(results: list[dict[str, Any]]) -> str:
             cells.append(f"{seconds[name] / seconds['SGD']:.2f}{goal}")
         torch = row.get("torchjd")
         for name in ("engine", "UPGrad"):
-            cells.append("-" if not torch else f"{torch[name] / torch['SGD']:.1f}")
+            times = torch and torch["seconds"]
+            cells.append(f"{times[name] / times['SGD']:.1f}" if times else "-")
         cells += [f"{memory[name] / 1e6:.1f}" for name in ("SGD", "engine", "UPGrad")]
+        for name in ("SGD", "engine"):
+            cells.append(f"{torch['memory'][name] / 1e6:.1f}" if torch else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -201,6 +213,8 @@ def main() -> None:
     parser.add_argument("--models", help="comma-separated names; default: all")
     parser.add_argument("--torchjd", action="store_true", help="measure TorchJD too")
     arguments = parser.parse_args()
+    packages = ("jax", "flax", *(("torch", "torchjd") if arguments.torchjd else ()))
+    on = machine(packages)
     wanted = arguments.models.split(",") if arguments.models else None
     results = []
     for model in models():
@@ -214,10 +228,11 @@ def main() -> None:
             print(table([row]).splitlines()[-1], flush=True)
             # After each row: a run that is cut short leaves what it has measured.
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / "step.md").write_text(table(results))
-            (RESULTS / "step.json").write_text(json.dumps(results, indent=1))
+            (RESULTS / "step.md").write_text(f"{on}\n\n{table(results)}")
+            record = {"machine": on, "rows": results}
+            (RESULTS / "step.json").write_text(json.dumps(record, indent=1))
     draw(results, RESULTS / "step.png")
-    print(table(results))
+    print(f"{on}\n\n{table(results)}")
 
 
 if __name__ == "__main__":

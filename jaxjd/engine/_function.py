@@ -159,6 +159,8 @@ def flatten_axes(in_axes: Sequence[Any], args: Sequence[Any]) -> tuple[int | Non
     """
     axes: list[int | None] = []
     sizes: dict[str, int] = {}
+    # Arguments may hold None too, where a layer has no bias: no leaf there.
+    shared = object()
 
     def visit(position, axis, path, leaf):
         name = f"argument {position}{keystr(path)}"
@@ -175,16 +177,20 @@ def flatten_axes(in_axes: Sequence[Any], args: Sequence[Any]) -> tuple[int | Non
 
     for position, (prefix, arg) in enumerate(zip(in_axes, args, strict=True)):
         leaves = jax.tree_util.tree_leaves_with_path(arg)
+        marked = jax.tree.map(
+            lambda axis: shared if axis is None else axis,
+            prefix,
+            is_leaf=lambda x: x is None,
+        )
         try:
-            flat = jax.tree.broadcast(prefix, arg, is_leaf=lambda x: x is None)
+            flat = jax.tree.leaves(jax.tree.broadcast(marked, arg))
         except ValueError as error:
             raise ValueError(
                 f"`in_axes` must be a prefix of the arguments. For argument {position} "
                 f"got {prefix!r}, the argument is {jax.tree.structure(arg)}."
             ) from error
-        flat = jax.tree.leaves(flat, is_leaf=lambda x: x is None)
         for axis, (path, leaf) in zip(flat, leaves, strict=True):
-            visit(position, axis, path, leaf)
+            visit(position, None if axis is shared else axis, path, leaf)
     if len(set(sizes.values())) > 1:
         raise ValueError(
             f"All arguments must hold the same number of examples. Got {sizes}."

@@ -19,12 +19,12 @@ from jaxjd.engine.structured._walk import Walk, perturb
 class Pass(NamedTuple):
     """What the passes leave behind, for m examples of k losses each.
 
-    - `recorded`: per use the other operands, [*levels, m, *shape].
+    - `recorded`: the other operands of the uses, [*levels, m, *shape].
     - `cotangents`: per use those of the results, [k, *levels, m, *shape].
     - `direct`: per parameter that is perturbed itself its gradients, [m, k, *shape].
     """
 
-    recorded: list[tuple[Array, ...]]
+    recorded: list[Array]
     cotangents: list[Array]
     direct: dict[int, Array]
 
@@ -35,6 +35,8 @@ def both_passes(
     """The losses and the other outputs of all examples, and what the passes leave."""
     function = plan.function
     dtype = function.loss_dtype
+    leaves = function.jaxpr.outvars[: function.num_loss_leaves]
+    num_losses = sum(leaf.aval.size for leaf in leaves)
 
     def one(inputs):
         def outputs(perturbations, direct):
@@ -51,17 +53,25 @@ def both_passes(
         flat, pullback, (values, recorded) = jax.vjp(
             outputs, zeros, direct, has_aux=True
         )
-        if flat.size == 1:  # One loss per example: no axis to batch over.
-            gradients = jax.tree.map(lambda x: x[None], pullback(jnp.ones_like(flat)))
+        if num_losses == 1:  # Its axis is added below, where that moves nothing.
+            gradients = pullback(jnp.ones_like(flat))
         else:
-            gradients = jax.vmap(pullback)(jnp.eye(flat.size, dtype=dtype))
+            gradients = jax.vmap(pullback)(jnp.eye(num_losses, dtype=dtype))
         return values, Pass(recorded, *gradients)
 
     # The axis of examples goes where a scan leaves it, so that nothing is moved.
-    depths = [len(use.levels) for use in plan.uses]
-    axes: Any = depths, [1 + depth for depth in depths], 0
+    depths = [len(use.levels) + (num_losses > 1) for use in plan.uses]
+    axes: Any = plan.recorded_depths, depths, 0
     out_axes = 0, Pass(*axes)
     if function.axes is None:
         values, passes = jax.vmap(one, None, out_axes, axis_size=1)(list(inputs))
-        return jax.tree.map(lambda x: x[0], values), passes
-    return jax.vmap(one, (list(function.axes),), out_axes)(list(inputs))
+        values = jax.tree.map(lambda x: x[0], values)
+    else:
+        values, passes = jax.vmap(one, (list(function.axes),), out_axes)(list(inputs))
+    if num_losses == 1:
+        passes = Pass(
+            passes.recorded,
+            [x[None] for x in passes.cotangents],
+            {n: x[:, None] for n, x in passes.direct.items()},
+        )
+    return values, passes

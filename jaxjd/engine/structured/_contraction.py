@@ -83,6 +83,14 @@ def joined(uses: Sequence[Factors]) -> Factors:
     )
 
 
+def side_by_side(parameters: Sequence[Factors]) -> Factors:
+    """Parameters that share their left factor, as one with all of their outputs."""
+    if len(parameters) == 1:
+        return parameters[0]
+    right = jnp.concatenate([of_one.right for of_one in parameters], axis=4)
+    return Factors(parameters[0].left, right, parameters[0].num_inputs)
+
+
 def costs(
     sizes: Sizes, num_examples: int, num_losses: int, one_hot: bool, itemsize: int = 4
 ) -> dict[Contraction, Cost]:
@@ -124,34 +132,44 @@ def rows(factors: Factors) -> Float[Array, "m k b i o"]:
         places = jnp.where(left < 0, factors.num_inputs, left)
         return jax.vmap(scatter)(right.astype(dtype), places)
     dtype = _contract.accumulation_dtype(left, right)
-    return jnp.einsum(
-        "mbti,mkbto->mkbio",
+    if left.dtype != right.dtype:  # The equation had another type of result.
+        left, right = left.astype(dtype), right.astype(dtype)
+    # An einsum would have its outputs in another order, and move them.
+    gradients = jax.lax.dot_general(
         left,
         right,
+        (((2,), (3,)), ((0, 1), (0, 2))),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=dtype,
     )
+    return jnp.moveaxis(gradients, 3, 1)
 
 
 def products_by_pairs(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     """Inner products of the gradients of `x` with those of `y`."""
+    m, k, b, t, _ = x.right.shape
+    n, h, _, s, _ = y.right.shape
     if x.one_hot:
         same = x.left[:, :, :, None, None] == y.left.transpose(1, 0, 2)[:, None]
         same = same & (x.left >= 0)[:, :, :, None, None]
         left = same.transpose(1, 0, 2, 3, 4)  # [b, m, t, n, s]
     else:
-        left = _inner("mbti,nbsi->bmtns", x.left, y.left)
-    right = _inner("mkbto,nlbso->bmktnls", x.right, y.right)
-    left = left[:, :, None, :, :, None, :].astype(right.dtype)
-    products = (left * right).sum((0, 3, 6))
-    return products.reshape(x.num_rows, y.num_rows)
+        left = _inner(x.left, y.left)
+    right = _inner(x.right, y.right).reshape(b, m, k, t, n, h, s)
+    left = left.reshape(b, m, 1, t, n, 1, s).astype(right.dtype)
+    return (left * right).sum((0, 3, 6)).reshape(m * k, n * h)
 
 
-def _inner(equation: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(
-        equation,
-        x,
-        y,
+def _inner(x: Float[Array, "... b t n"], y: Float[Array, "... b s n"]) -> Array:
+    """Inner products of all positions, [b, positions of x, positions of y]."""
+
+    def by_block(z: Array) -> Array:
+        return jnp.moveaxis(z, -3, 0).reshape(z.shape[-3], -1, z.shape[-1])
+
+    return jax.lax.dot_general(
+        by_block(x),
+        by_block(y),
+        (((2,), (2,)), ((0,), (0,))),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=_contract.accumulation_dtype(x, y),
     )

@@ -65,14 +65,19 @@ def explain(
     m = function.num_examples(list(inputs)) or 1
     losses = function.jaxpr.outvars[: function.num_loss_leaves]
     k = sum(variable.aval.size for variable in losses)
-    by_leaf = {leaf: group for group in found.groups for leaf in group.leaves}
+    by_leaf = {
+        leaf: (group, groups)
+        for groups in found.groups_of(argnums)
+        for group in groups
+        for leaf in group.leaves
+    }
     rows = []
     for leaf, name in zip(argnums, names, strict=True):
         shape = inputs[leaf].shape
         if leaf not in by_leaf:
             row = Row(name, shape, "unused", "none", Cost(0, 0))
         else:
-            row = _row(found, by_leaf[leaf], leaf, name, shape, m, k)
+            row = _row(found, *by_leaf[leaf], leaf, name, shape, m, k)
         rows.append(row)
     return Explanation(tuple(rows))
 
@@ -80,6 +85,7 @@ def explain(
 def _row(
     found: Plan,
     group: Group,
+    together: Sequence[Group],
     leaf: int,
     name: str,
     shape: tuple[int, ...],
@@ -105,7 +111,11 @@ def _row(
         sizes = Sizes(blocks, positions, first.sizes.i, first.sizes.o)
         costs = _contraction.costs(sizes, m, k, first.one_hot)
         if group.uniform:
-            way = _contraction.choose(sizes, m, k, first.one_hot)
+            # As one with those that share its left factor; the cost is that of its own.
+            firsts = [found.uses[other.uses[0]] for other in together]
+            outputs = sum(use.bilinear.sizes.o for use in firsts)
+            joint = dataclasses.replace(sizes, o=outputs)
+            way = _contraction.choose(joint, m, k, first.one_hot)
         cost = costs[way]
     unruled = [reason for reason in reasons if reason not in ELEMENTWISE]
     rules |= dict.fromkeys(reason for reason in reasons if reason in ELEMENTWISE)

@@ -30,24 +30,29 @@ class Point(NamedTuple):
     num_rows: int
 
 
-def contraction(point: Point, group: Group) -> Contraction:
-    """Which way the inner products of a group are computed."""
-    if not group.uniform:
+def contraction(point: Point, groups: Sequence[Group]) -> Contraction:
+    """Which way the inner products of groups that share a left factor are computed."""
+    if not groups[0].uniform:
         return "rows"
-    factors = _factors(point, group.uses)
+    factors = _factors_of(point, groups)
     m, k = factors.right.shape[:2]
     return _contraction.choose(factors.sizes(), m, k, factors.one_hot)
 
 
-def products(left: Point, right: Point, group: Group) -> Float[Array, "a b"]:
-    """Inner products of the gradients of a group at one point with those at another."""
-    if contraction(left, group) == "pairs":
+def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array, "a b"]:
+    """Inner products of the gradients of groups at one point with those at another."""
+    if contraction(left, groups) == "pairs":
         return _contraction.products_by_pairs(
-            _factors(left, group.uses), _factors(right, group.uses)
+            _factors_of(left, groups), _factors_of(right, groups)
         )
-    x = rows(left, group)
-    y = x if right is left else rows(right, group)
-    return _contract.products(list(x.values()), list(y.values()))
+    if groups[0].uniform:
+        x = [_blocks(left, groups)]
+        y = x if right is left else [_blocks(right, groups)]
+    else:
+        (group,) = groups
+        x = list(rows(left, group).values())
+        y = x if right is left else list(rows(right, group).values())
+    return _contract.products(x, y)
 
 
 def rows(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
@@ -68,45 +73,76 @@ def rows(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
         leaf: x.reshape(-1, *x.shape[2:]).astype(_contract.accumulation_dtype(x))
         for leaf, x in point.passes.direct.items()
     }
-    return _to_leaves(point, group, of_node, direct, jax.vmap)
+    of_nodes = [of_node(uses) for uses in _by_node(point, group)]
+    return _to_leaves(point, group, of_nodes, direct, jax.vmap)
 
 
 def combination(
-    point: Point, group: Group, weights: Float[Array, "m k"]
+    point: Point, groups: Sequence[Group], weights: Float[Array, "m k"]
 ) -> dict[int, Array]:
     """The weighted sum of the gradients, per parameter."""
-    if _reuses_rows(point, group):
-        formed = rows(point, group)
-        combined = _contract.combine(weights.ravel(), list(formed.values()))
-        return dict(zip(formed, combined, strict=True))
+    combined: dict[int, Array] = {}
+    if not _reuses_rows(point, groups):
+        for group in groups:
+            combined |= _weighted_gradients(point, group, weights)
+    elif groups[0].uniform:
+        (all_outputs,) = _contract.combine(weights.ravel(), [_blocks(point, groups)])
+        first = 0
+        for group in groups:
+            use = point.plan.uses[group.uses[0]]
+            outputs = all_outputs[..., first : first + use.bilinear.sizes.o]
+            first += use.bilinear.sizes.o
+            gradient = _use.gradient(use, outputs)
+            combined |= _to_leaves(point, group, [gradient], {}, lambda pull: pull)
+    else:
+        formed = rows(point, groups[0])
+        leaves = _contract.combine(weights.ravel(), list(formed.values()))
+        combined |= zip(formed, leaves, strict=True)
+    return combined
+
+
+def _weighted_gradients(
+    point: Point, group: Group, weights: Float[Array, "m k"]
+) -> dict[int, Array]:
+    """One weight gradient per use."""
 
     def of_use(n: int) -> Array:
-        use, recorded = point.plan.uses[n], point.passes.recorded[n]
+        use = point.plan.uses[n]
+        recorded = [point.passes.recorded[i] for i in use.others]
         cotangent = point.passes.cotangents[n]
         cotangent = _weighted(weights, cotangent, len(use.levels))
         return _use.weighted_gradient(use, _value(use.node, point), recorded, cotangent)
 
-    def of_node(uses: Sequence[int]) -> Array:
-        return _sum(of_use(n) for n in uses)
-
     direct = {
         leaf: _weighted_sum(weights, x) for leaf, x in point.passes.direct.items()
     }
-    return _to_leaves(point, group, of_node, direct, lambda pull: pull)
+    of_nodes = [_sum(map(of_use, uses)) for uses in _by_node(point, group)]
+    return _to_leaves(point, group, of_nodes, direct, lambda pull: pull)
 
 
 def _factors(point: Point, uses: Sequence[int]) -> Factors:
     """Uses of the same form, as one."""
-    passes = point.passes
-    return _contraction.joined(
-        [
-            _use.factors(point.plan.uses[n], passes.recorded[n], passes.cotangents[n])
-            for n in uses
-        ]
-    )
+    passes, found = point.passes, []
+    for n in uses:
+        use = point.plan.uses[n]
+        recorded = [passes.recorded[i] for i in use.others]
+        found.append(_use.factors(use, recorded, passes.cotangents[n]))
+    return _contraction.joined(found)
 
 
-def _reuses_rows(point: Point, group: Group) -> bool:
+def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
+    """Groups that share a left factor, as one."""
+    factors = [_factors(point, group.uses) for group in groups]
+    return _contraction.side_by_side(factors)
+
+
+def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
+    """The rows of groups that share a left factor, the outputs of all together."""
+    blocks = _contraction.rows(_factors_of(point, groups))
+    return blocks.reshape(point.num_rows, *blocks.shape[2:])
+
+
+def _reuses_rows(point: Point, groups: Sequence[Group]) -> bool:
     """Whether to combine the rows that the Gramian has formed.
 
     That reads each once, where a weight gradient takes as many operations as the rows
@@ -114,31 +150,29 @@ def _reuses_rows(point: Point, group: Group) -> bool:
     much larger than what is kept anyway. Rows that the Gramian does not form, or has
     formed in another computation, are formed anew.
     """
-    if not group.uses or contraction(point, group) == "pairs":
+    uses = [n for group in groups for n in group.uses]
+    if not uses or contraction(point, groups) == "pairs":
         return False
-    passes, rows = point.passes, 0
-    for leaf in group.leaves:
-        rows += point.num_rows * point.inputs[leaf].size
-    kept = sum(
-        x.size for n in group.uses for x in (*passes.recorded[n], passes.cotangents[n])
-    )
+    leaves = {leaf for group in groups for leaf in group.leaves}
+    rows = point.num_rows * sum(point.inputs[leaf].size for leaf in leaves)
+    operands = {n for use in uses for n in point.plan.uses[use].others}
+    kept = sum(point.passes.recorded[n].size for n in operands)
+    kept += sum(point.passes.cotangents[n].size for n in uses)
     return rows <= REUSED_PER_KEPT * kept
 
 
 def _to_leaves(
     point: Point,
     group: Group,
-    of_node: Callable[[Sequence[int]], Array],
+    of_nodes: Sequence[Array],
     direct: dict[int, Array],
     mapped: Callable,
 ) -> dict[int, Array]:
     """Gradients of nodes, pulled back to the parameters, and those taken directly."""
     leaves = [leaf for leaf in group.leaves if leaf in point.leaves]
     gradients = {leaf: [direct[leaf]] for leaf in leaves if leaf in direct}
-    by_node = _by(group.uses, lambda n: point.plan.uses[n].node.key)
-    if by_node:
-        nodes = [point.plan.uses[uses[0]].node for uses in by_node]
-        of_nodes = [of_node(uses) for uses in by_node]
+    if of_nodes:
+        nodes = [point.plan.uses[uses[0]].node for uses in _by_node(point, group)]
         if all(isinstance(node, Input) for node in nodes):
             pulled = of_nodes
         else:
@@ -151,6 +185,10 @@ def _to_leaves(
         for leaf, gradient in zip(leaves, pulled, strict=True):
             gradients.setdefault(leaf, []).append(gradient)
     return {leaf: _sum(found) for leaf, found in gradients.items()}
+
+
+def _by_node(point: Point, group: Group) -> list[list[int]]:
+    return _by(group.uses, lambda n: point.plan.uses[n].node.key)
 
 
 def _value(node: Node, point: Point) -> jax.ShapeDtypeStruct:

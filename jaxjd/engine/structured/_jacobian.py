@@ -37,8 +37,9 @@ class Structured:
 
     def rows(self) -> list[Array]:
         found: dict[int, Array] = {}
-        for group in self.plan.groups_of(self.argnums):
-            found |= _groups.rows(self._point, group)
+        for groups in self.plan.groups_of(self.argnums):
+            for group in groups:
+                found |= _groups.rows(self._point, group)
         dtypes = [self.inputs[i].dtype for i in self.argnums]
         return [
             found[i].astype(dtype)
@@ -59,8 +60,8 @@ class Structured:
         recorded, cotangents, direct = self.passes
         passes = Pass(
             [
-                tuple(jnp.take(x, example, depth) for x in operands)
-                for operands, depth in zip(recorded, depths, strict=True)
+                jnp.take(x, example, depth)
+                for x, depth in zip(recorded, self.plan.recorded_depths, strict=True)
             ],
             [taken(x, depth) for x, depth in zip(cotangents, depths, strict=True)],
             {n: x[example, loss][:, None] for n, x in direct.items()},
@@ -79,16 +80,16 @@ class Structured:
         total = jnp.zeros((self.num_rows, other.num_rows), dtype)
         left = self._point
         right = left if other is self else other._point
-        for group in self.plan.groups_of(self.argnums):
-            total += _groups.products(left, right, group).astype(dtype)
+        for groups in self.plan.groups_of(self.argnums):
+            total += _groups.products(left, right, groups).astype(dtype)
         return total
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         """One weighted weight gradient per use of a parameter, no backward pass."""
         weights = weights.reshape(-1, self._losses_per_example)
         found: dict[int, Array] = {}
-        for group in self.plan.groups_of(self.argnums):
-            found |= _groups.combination(self._point, group, weights)
+        for groups in self.plan.groups_of(self.argnums):
+            found |= _groups.combination(self._point, groups, weights)
         point = {i: self.inputs[i] for i in self.argnums}
         return [
             found[i].astype(x.dtype) if i in found else jnp.zeros_like(x)

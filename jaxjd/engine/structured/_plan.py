@@ -2,12 +2,12 @@
 
 A walk finds the uses of parameters. Their gradients add up before any inner product, so
 uses are grouped by the parameters that they lead to. A group whose uses all have the
-same form is contracted in this form; of any other the gradients of its parameters are
-formed, of these only.
+same form is contracted in this form, together with those that share its left factor; of
+any other the gradients of its parameters are formed, of these only.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -24,12 +24,14 @@ class Group:
     - `leaves`: positions of parameters among the inputs.
     - `uses`: positions among the uses of the plan.
     - `uniform`: whether all gradients are sums of uses in the same form, whose inner
-      products are those of the gradients.
+      products are those of the gradients. There is one parameter then.
+    - `left`: equal for uniform groups whose left factors are equal.
     """
 
     leaves: tuple[int, ...]
     uses: tuple[int, ...]
     uniform: bool
+    left: Hashable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,9 +56,19 @@ class Plan:
     def __hash__(self) -> int:
         return hash((self.function, self.argnums))
 
-    def groups_of(self, leaves: Sequence[int]) -> list[Group]:
-        """The groups in which some of these parameters are."""
-        return [group for group in self.groups if set(leaves) & set(group.leaves)]
+    @property
+    def recorded_depths(self) -> list[int]:
+        """In how many scans each of the recorded operands is."""
+        depths = {n: len(use.levels) for use in self.uses for n in use.others}
+        return [depths[n] for n in sorted(depths)]
+
+    def groups_of(self, leaves: Sequence[int]) -> list[list[Group]]:
+        """The groups of these parameters, those that share a left factor together."""
+        together: dict[Hashable, list[Group]] = {}
+        for group in self.groups:
+            if set(leaves) & set(group.leaves):
+                together.setdefault(group.left, []).append(group)
+        return list(together.values())
 
 
 def walked(
@@ -108,10 +120,19 @@ def group(
             and not leaves & direct.keys()
             and uses[found[0]].node.is_isometric
         )
-        groups.append(Group(tuple(sorted(leaves)), found, uniform))
+        left = tuple(reading(uses[n]) for n in found) if uniform else object()
+        groups.append(Group(tuple(sorted(leaves)), found, uniform, left))
     return tuple(sorted(groups, key=lambda group: group.leaves))
 
 
 def form(use: Use) -> Any:
     """Equal for uses whose factors may be joined."""
     return use.node.key, use.bilinear.layout, use.bilinear.one_hot
+
+
+def reading(use: Use) -> Hashable:
+    """Equal for uses with equal left factors, and right ones of the same dtype."""
+    if use.bilinear.reading is None:
+        return use
+    sliced = tuple(level in use.node.levels for level in use.levels)
+    return use.bilinear.reading, use.others, sliced, use.perturbation.dtype

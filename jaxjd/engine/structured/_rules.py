@@ -12,7 +12,7 @@ one function here, and one line in `RULES`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,9 @@ class Bilinear:
     `left` takes the operands of the equation beside the parameter. With `one_hot` it
     returns integers [b, t], the positions `i` of the ones in rows of zeros; those
     outside of 0..i-1 stand for rows without a one.
+
+    `reading` is equal for uses whose `left` does the same to the same operands: for the
+    gates of a recurrent cell, and queries, keys and values. None: not to be compared.
     """
 
     sizes: Sizes
@@ -60,6 +63,7 @@ class Bilinear:
     left: Callable[..., Float[Array, "b t i"] | Int[Array, "b t"]]
     right: Callable[[Array], Float[Array, "b t o"]]
     one_hot: bool = False
+    reading: Hashable | None = None
 
 
 def rule(eqn: Any, parameter: int) -> Bilinear | None:
@@ -97,7 +101,8 @@ def dot_general(eqn: Any, parameter: int) -> Bilinear | None:
             return cotangent.reshape(sizes.b, sizes.t, sizes.o)
         return cotangent.reshape(sizes.b, sizes.o, sizes.t).swapaxes(1, 2)
 
-    return Bilinear(sizes, _layout(p, (*p_axes[0], *p_axes[1], *p_free)), left, right)
+    layout = _layout(p, (*p_axes[0], *p_axes[1], *p_free))
+    return Bilinear(sizes, layout, left, right, reading=a_axes)
 
 
 def conv_general_dilated(eqn: Any, parameter: int) -> Bilinear | None:

@@ -43,10 +43,6 @@ def arranged(use: Use, array: Array, first: int) -> Array:
     array = array.transpose(example, *range(first), *sliced, b, *repeated, t, *rest)
     if not use.levels:
         return array
-    if repeated:
-        # As it stands: XLA else merges this transpose with that of the product to come
-        # into one that moves single numbers.
-        array = jax.lax.optimization_barrier(array)
     blocks = math.prod(array.shape[1 + first : 2 + first + len(sliced)])
     return array.reshape(*array.shape[: 1 + first], blocks, -1, *array.shape[t + 1 :])
 

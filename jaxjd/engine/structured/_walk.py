@@ -7,12 +7,13 @@ equation that has a rule, a zero perturbation is added to the result, whose cota
 the `δ` of the rule, and the other operands are recorded. Where they meet in any other
 equation, that equation gets a copy of the parameter that is perturbed itself: the
 cotangent of this perturbation is the gradient of one example, exact whatever the
-equation is.
+equation is. If it was computed with an equation that has a rule, as a recurrent layer's
+first step is from a state of zeros, then that equation's result is perturbed instead.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +24,27 @@ from jaxjd.engine.structured._node import Level, Node
 from jaxjd.engine.structured._rules import Bilinear, rule
 
 
-@dataclasses.dataclass(frozen=True)
+class Origin(NamedTuple):
+    """An equation, its operands, and which of its results a value is."""
+
+    jaxpr: Any
+    eqn: Any
+    operands: "list[Value]"
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Value:
     """A value in the walk.
 
-    `node` is None for values of the example. `perturbed` is the same value, computed
-    from perturbed parameters.
+    `node` is None for values of the example. Of the others, `origin` is how they were
+    computed; where that is None, `perturbed` is the value for perturbed parameters.
     """
 
     array: Any
     node: Node | None = None
     perturbed: Any = None
+    origin: Origin | None = None
 
     @property
     def has_gradient(self) -> bool:
@@ -46,6 +57,7 @@ class Use:
     """A parameter, as `node`, meets the example in an equation that has a rule.
 
     - `operand`: which operand of the equation the parameter is.
+    - `others`: where the other operands are among the recorded ones.
     - `levels`: the scans around the equation. Recorded operands and cotangents have one
       leading axis for each.
     - `perturbation`: shape, with the axes of `levels`, and dtype of the result.
@@ -54,6 +66,7 @@ class Use:
     jaxpr: Any
     eqn: Any
     operand: int
+    others: tuple[int, ...]
     node: Node
     levels: tuple[Level, ...]
     bilinear: Bilinear
@@ -78,8 +91,9 @@ class Walk:
     `perturbations` holds one array for each use, in the order in which they are found.
     Without it, this is a first walk, to find them.
 
-    Afterwards, `uses` are the uses; `recorded` their other operands; and `direct` says
-    for each parameter whose perturbed copy was needed, in which primitives.
+    Afterwards, `uses` are the uses; `recorded` their other operands, each once however
+    many uses share it; and `direct` says for each parameter whose perturbed copy was
+    needed, in which primitives.
     """
 
     def __init__(
@@ -90,8 +104,9 @@ class Walk:
         self.perturbations = perturbations
         self.levels = levels
         self.uses: list[Use] = []
-        self.recorded: list[tuple[Array, ...]] = []
+        self.recorded: list[Array] = []
         self.direct: dict[int, set[str]] = {}
+        self.copies: dict[Value, Array] = {}
 
     def run(self, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
         """Evaluate a jaxpr on values for its constants, then its arguments."""
@@ -129,22 +144,44 @@ class Walk:
         """A parameter and the example are operands of the same equation."""
         if not any(_jaxpr.is_differentiable(v.aval) for v in eqn.outvars):
             return example(_jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands]))
+        result = self.ruled(jaxpr, eqn, operands)
+        if result is not None:
+            return example([result])
+        arrays = [self.taken(value, eqn.primitive.name) for value in operands]
+        return example(_jaxpr.evaluate(jaxpr, eqn, arrays))
+
+    def ruled(self, jaxpr: Any, eqn: Any, operands: list[Value]) -> Array | None:
+        """The perturbed result of an equation, or None if no rule fits it."""
         places = [n for n, value in enumerate(operands) if value.has_gradient]
         bilinear = rule(eqn, places[0]) if len(places) == 1 else None
         if bilinear is None:
-            reason = eqn.primitive.name
-            arrays = [self.taken(value, reason) for value in operands]
-            return example(_jaxpr.evaluate(jaxpr, eqn, arrays))
+            return None
         node = operands[places[0]].node
         assert node is not None
         (result,) = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
         shape = (*(level.length for level in self.levels), *result.shape)
         perturbation = jax.ShapeDtypeStruct(shape, result.dtype)
-        use = Use(jaxpr, eqn, places[0], node, self.levels, bilinear, perturbation)
-        (perturbation,) = self.found([use])
         others = [v.array for n, v in enumerate(operands) if n != places[0]]
-        self.recorded.append(tuple(others))
-        return example([perturb(result, perturbation)])
+        use = Use(
+            jaxpr,
+            eqn,
+            places[0],
+            tuple(map(self.record, others)),
+            node,
+            self.levels,
+            bilinear,
+            perturbation,
+        )
+        (perturbation,) = self.found([use])
+        return perturb(result, perturbation)
+
+    def record(self, operand: Array) -> int:
+        """Where an operand is among those recorded."""
+        for n, known in enumerate(self.recorded):
+            if known is operand:
+                return n
+        self.recorded.append(operand)
+        return len(self.recorded) - 1
 
     def found(self, uses: Sequence[Use]) -> list[Array]:
         """Note uses, and return the perturbations of their results."""
@@ -159,13 +196,25 @@ class Walk:
         ]
 
     def taken(self, value: Value, reason: str) -> Array:
-        """The array of a value, perturbed if it is a parameter's."""
+        """The array of a value, perturbed if it comes from parameters."""
         if not value.has_gradient:
             return value.array
-        assert value.node is not None
-        for leaf in value.node.leaves:
-            self.direct.setdefault(leaf, set()).add(reason)
-        return value.perturbed
+        if value not in self.copies:
+            self.copies[value] = self.copy(value, reason)
+        return self.copies[value]
+
+    def copy(self, value: Value, reason: str) -> Array:
+        if value.origin is None:
+            assert value.node is not None
+            for leaf in value.node.leaves:
+                self.direct.setdefault(leaf, set()).add(reason)
+            return value.perturbed
+        jaxpr, eqn, operands, index = value.origin
+        result = self.ruled(jaxpr, eqn, operands)
+        if result is not None:
+            return result
+        arrays = [self.taken(value, reason) for value in operands]
+        return _jaxpr.evaluate(jaxpr, eqn, arrays)[index]
 
     def inside(
         self, other: "Walk", values: Sequence[Value], reason: str
@@ -219,13 +268,15 @@ class Walk:
             )
             return arrays[:num_carry], (arrays[num_carry:], walk.recorded)
 
+        copies = [from_perturbed(value) for value in scanned]
         slices = [
-            (v.array, None if v.perturbed is v.array else v.perturbed) for v in scanned
+            (value.array, None if copy is value.array else copy)
+            for value, copy in zip(scanned, copies, strict=True)
         ]
         found = Walk(levels=levels)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), slices)
         jax.eval_shape(lambda *args: step(found, *args), first, one)
-        perturbations = self.found(found.uses)
+        perturbations = self.found(shifted(found.uses, len(self.recorded)))
 
         def with_perturbations(carry, xs):
             return step(Walk(xs[1], levels), carry, xs[0])
@@ -258,7 +309,10 @@ class Walk:
             jax.eval_shape(lambda: branch(walk, *opened))[1]  # noqa: B023
             for walk, opened in zip(found, branches, strict=True)
         ]
-        perturbations = [self.found(walk.uses) for walk in found]
+        perturbations, first = [], len(self.recorded)
+        for walk in found:
+            perturbations.append(self.found(shifted(walk.uses, first)))
+            first += len(walk.recorded)
 
         def one_of_all(n):
             # All branches return what each of them records; it is zero, as is its
@@ -276,7 +330,7 @@ class Walk:
         results, recorded = jax.lax.switch(
             index.array, [one_of_all(n) for n in range(len(branches))]
         )
-        self.recorded.extend(other for branch in recorded for other in branch)
+        self.recorded.extend(operand for branch in recorded for operand in branch)
         return example(results)
 
     def remat(self, eqn: Any, operands: list[Value]) -> list[Value]:
@@ -292,9 +346,17 @@ class Walk:
             lambda perturbations: body(Walk(perturbations, self.levels)),
             prevent_cse=eqn.params["prevent_cse"],
             policy=eqn.params["policy"],
-        )(self.found(found.uses))
+        )(self.found(shifted(found.uses, len(self.recorded))))
         self.recorded.extend(recorded)
         return example(results)
+
+
+def shifted(uses: Sequence[Use], first: int) -> list[Use]:
+    """Uses whose operands are recorded from position `first` on."""
+    return [
+        dataclasses.replace(use, others=tuple(first + n for n in use.others))
+        for use in uses
+    ]
 
 
 def constant(array: Any) -> Value:
@@ -309,10 +371,27 @@ def shared(jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
     """An equation that no example touches."""
     nodes = _node.result_nodes(jaxpr, eqn, [v.node for v in operands if v.node])
     arrays = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
-    perturbed = arrays
-    if any(value.perturbed is not value.array for value in operands):
-        perturbed = _jaxpr.evaluate(jaxpr, eqn, [v.perturbed for v in operands])
     return [
-        Value(array, node, copy if node.leaves else array)
-        for array, node, copy in zip(arrays, nodes, perturbed, strict=True)
+        Value(array, node, origin=Origin(jaxpr, eqn, operands, index))
+        for index, (array, node) in enumerate(zip(arrays, nodes, strict=True))
     ]
+
+
+def from_perturbed(value: Value, memo: dict[Value, Array] | None = None) -> Array:
+    """A value, computed from perturbed parameters."""
+    if not value.has_gradient:
+        return value.array
+    if value.origin is None:
+        return value.perturbed
+    memo = {} if memo is None else memo
+    if value not in memo:
+        jaxpr, eqn, operands, index = value.origin
+        arrays = [from_perturbed(operand, memo) for operand in operands]
+        unchanged = all(
+            array is operand.array
+            for array, operand in zip(arrays, operands, strict=True)
+        )
+        memo[value] = (
+            value.array if unchanged else _jaxpr.evaluate(jaxpr, eqn, arrays)[index]
+        )
+    return memo[value]

@@ -86,6 +86,20 @@ def in_many_places(p, x):
     return jnp.sum((p["w"] @ h) ** 2)
 
 
+def shared_operand(p, x):
+    """Of several widths, once and in unrolled steps: read once for all of them."""
+    y = jnp.tanh(x @ p["w"]) * (x @ p["v"]).sum()
+    h = x[:, :3]
+    for _ in range(2):
+        h = jnp.tanh(h @ p["r"]) * jax.nn.sigmoid(h @ p["z"])
+    return jnp.sum(y**2) + jnp.sum(h)
+
+
+def shared_operand_read_otherwise(p, x):
+    """The same operand, but not the same axis of it."""
+    return jnp.sum(jnp.tanh(x @ p["w"]) ** 2) + jnp.sum(jnp.tanh(p["v"] @ x) ** 2)
+
+
 def class_token(p, x):
     """Concatenation has no rule: the parameter itself is perturbed."""
     return jnp.sum(jnp.tanh(jnp.concatenate([p["c"][None], x]) @ p["w"]) ** 2)
@@ -122,6 +136,14 @@ CASES = {
     one_row: (e, tokens[:, 0]),
     window: (e, tokens[:, 0] % 6),
     in_many_places: (square, normal(m, 3, 4)),
+    shared_operand: (
+        {"w": normal(4, 5), "v": normal(4, 2), "r": normal(3, 3), "z": normal(3, 3)},
+        normal(m, 6, 4),
+    ),
+    shared_operand_read_otherwise: (
+        {"w": normal(4, 5), "v": normal(4, 4)},
+        normal(m, 4, 4),
+    ),
     several_losses: ({"w": normal(4, 5), "b": normal(5)}, normal(m, 6, 4), "b"),
     several_losses_tied: (e, tokens),
     class_token: ({"c": normal(4), "w": normal(4, 5)}, normal(m, 6, 4), "c"),

@@ -110,6 +110,24 @@ def carried_in_scan(p, x):
     return jnp.sum(lax.scan(step, (x, p["w"], p["v"]), None, length=3)[0][0] ** 2)
 
 
+def unrolled_from_zeros(p, x):
+    """The first product is of a parameter and a constant, and only then meets `x`."""
+    h = jnp.zeros(4)
+    for step in range(2):
+        h = jnp.tanh((h @ p["w"] + p["b"]) * 2 + x[step])
+    return jnp.sum(h**2)
+
+
+def constants_of_parameters(p, x):
+    """Chosen by constants, met twice, inside of a loop and of a branch."""
+    row = jnp.sin(p["w"][jnp.array([2, 0])]) + 1
+
+    def step(h, x):
+        return jnp.tanh(h + x * row[0] + lax.cond(x[0] > 0, lambda: row[1], lambda: x))
+
+    return jnp.sum(lax.fori_loop(0, 2, lambda i, h: step(h, x[i]), x[0] * row[1]))
+
+
 def counted_in_scan(p, x):
     """The layer is chosen by a counter."""
 
@@ -247,6 +265,8 @@ CASES = {
     stacked_in_scan: (stack | {"b": normal(3, 4)}, x2, "b"),
     prelude_in_scan: (stack | v, x2),
     carried_in_scan: (square | v, x2, "v"),
+    unrolled_from_zeros: (square | b, x2, "b"),
+    constants_of_parameters: (square, x2),
     counted_in_scan: (stack, x1),
     returned_from_scan: (stack | v, x1, "v", "w"),
     nested_scans: ({"w": normal(2, 3, 4, 4), "c": normal(2, 4, 4)} | v, x2),
