@@ -28,9 +28,9 @@ from .precision import Precision, jax_precision, torch_dtype
 
 Weights = Float[np.ndarray, " m"]
 
-# What may be left by rounding, times the condition of the cases: nothing below this
-# makes one library worse than the other.
-ROUNDING: dict[Precision, float] = {"float32": 1e-5, "float64": 1e-12}
+# Below this, neither library is the better: rounding the Gramian of "every two conflict"
+# to float32 leaves 2e-5 in the exact weights.
+ROUNDING: dict[Precision, float] = {"float32": 5e-5, "float64": 2e-13}
 
 
 class Problem(NamedTuple):
@@ -39,14 +39,14 @@ class Problem(NamedTuple):
     ours: Callable[[int], jaxjd.Weighting]
     theirs: Callable[[torch.Tensor], torch.Tensor]
     residual: Callable[[Weights, Jacobian], float]
-    cases: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Both libraries' residuals on one Jacobian."""
 
-    name: str
+    method: str
+    case: str
     precision: Precision
     jaxjd: float
     torchjd: float
@@ -96,7 +96,19 @@ def fairgrad_residual(weights: Weights, jacobian: Jacobian, *, alpha: float) -> 
     return float(np.abs(product - 1).max())
 
 
+def cases() -> dict[str, Jacobian]:
+    """Jacobians that are not Pareto-stationary, for which every problem is solvable."""
+    chosen = ("random", "every two conflict", "near-duplicate rows", "rank-deficient")
+    chosen += ("row norms 1..1e4", "trace 1e-5")
+    every = exact.cases()
+    return {"2 losses": normal(2, 4)} | {name: every[name] for name in chosen}
+
+
+QUICK = ("random",)
+
+
 def compare(name: str, case: str, precision: Precision) -> Comparison:
+    """**Raises:** `KeyError` if they are not among `PROBLEMS` and `cases()`."""
     problem = PROBLEMS[name]
     jacobian = cases()[case]
     with jax_precision(precision):
@@ -107,7 +119,7 @@ def compare(name: str, case: str, precision: Precision) -> Comparison:
         problem.residual(weights.double().numpy(), jacobian)
         for weights in (ours, problem.theirs(rows))
     )
-    return Comparison(f"{name}, {case}", precision, *residuals)
+    return Comparison(name, case, precision, *residuals)
 
 
 @functools.partial(jax.jit, static_argnames="name")
@@ -116,37 +128,28 @@ def jaxjd_weights(name: str, gramian: Float[jax.Array, "m m"]) -> jax.Array:
     return weighting.update(gramian, weighting.init())[0]
 
 
-def cases() -> dict[str, Jacobian]:
-    return exact.cases() | {"2 losses": normal(2, 4)}
-
-CASES = ("paper's example", "2 losses", "random", "every two conflict", "near-duplicate rows", "rank-deficient", "row norms 1..100", "row norms 1..1e4", "trace 1e-3", "trace 1e-5")
-
 PROBLEMS = {
     "mgda": Problem(
         lambda m: jaxjd.weighting.mgda(),
         lambda rows: reference.MGDAWeighting()(rows @ rows.T),
         mgda_residual,
-        CASES,
     ),
-    "cagrad": Problem(
+    "cagrad, c = 0.5": Problem(
         lambda m: jaxjd.weighting.cagrad(0.5),
         lambda rows: reference.CAGradWeighting(0.5)(rows @ rows.T),
         functools.partial(cagrad_residual, c=0.5),
-        CASES,
     ),
     **{
         f"fairgrad, alpha = {alpha:g}": Problem(
             lambda m, alpha=alpha: jaxjd.weighting.fairgrad(alpha),
             lambda rows, alpha=alpha: reference.FairGradWeighting(alpha)(rows @ rows.T),
             functools.partial(fairgrad_residual, alpha=alpha),
-            CASES,
         )
-        for alpha in (0.5, 1.0, 2.0)
+        for alpha in (0.5, 2.0)
     },
     "nash_mtl": Problem(
         lambda m: jaxjd.weighting.nash_mtl(num_losses=m, max_norm=0.0),
         lambda rows: reference.NashMTL(len(rows), max_norm=0.0).weighting(rows),
         functools.partial(fairgrad_residual, alpha=1.0),  # The same equations.
-        CASES,
     ),
 }
