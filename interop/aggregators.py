@@ -56,10 +56,11 @@ class Ours(NamedTuple):
 class Method(NamedTuple):
     """A row of the table.
 
-    The name starts with that of jaxjd's method, then a comma. `ours` and `theirs` get m and n, `theirs` the dtype, too; what `theirs` returns is
-    called with the input that it `takes`. `sequences` are the inputs in float64: the
-    state, where there is one, is kept within each. `draws` makes what `ours` takes of
-    the random tensors that TorchJD drew.
+    `name` starts with that of jaxjd's method, then a comma. `ours` gets m and
+    n, `theirs` m and the dtype; what `theirs` returns is called with the input that
+    it `takes`. `sequences` are the inputs in float64: the state, where there is one, is
+    kept within each. `draws` makes what `ours` takes of the random tensors that TorchJD
+    drew.
     """
 
     name: str
@@ -195,9 +196,9 @@ def inputs(jacobian: Jacobian, other: Jacobian | None = None) -> Inputs:
     return Inputs(jacobian, jacobian @ jacobian.T, jacobian @ second.T)
 
 
-def preference(m: int) -> Float[np.ndarray, " m"]:
+def preference(m: int) -> list[float]:
     """One loss is not preferred at all."""
-    return np.arange(m) / m
+    return [i / m for i in range(m)]
 
 
 def preferred(m: int, dtype: torch.dtype) -> Float[torch.Tensor, " m"]:

@@ -155,7 +155,9 @@ def exact_table(rows: Iterable[Mapping[Precision, exact.Comparison]]) -> str:
     return table([*header, ""], lines) + "\n\n" + note
 
 
-def optimality_table(rows: Iterable[Mapping[Precision, optimality.Comparison]]) -> str:
+def optimality_table(
+    rows: Iterable[Mapping[Precision, optimality.Comparison]],
+) -> str:
     header = ["how far from solved", "", "float32", "", "float64", ""]
     lines = [["", "", "jaxjd", "TorchJD", "jaxjd", "TorchJD", ""]]
     for both in rows:
@@ -167,7 +169,7 @@ def optimality_table(rows: Iterable[Mapping[Precision, optimality.Comparison]]) 
     note = (
         "mgda: how much longer the update is than the shortest convex combination.\n"
         "cagrad: how much more progress the worst served loss could make. fairgrad:\n"
-        "max |(Gw)ᵢ wᵢ^(1/alpha) - 1|, nash_mtl: max |(Gw)ᵢ wᵢ - 1|. All are relative.\n"
+        "max |(Gw)ᵢ wᵢ^(1/alpha) - 1|. nash_mtl: max |(Gw)ᵢ wᵢ - 1|. All are relative.\n"
         "jaxjd passes if it is not farther than TorchJD, but for rounding: "
         + ", ".join(f"{x:g} in {p}" for p, x in optimality.ROUNDING.items())
         + "."
