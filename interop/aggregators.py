@@ -252,6 +252,8 @@ CONDITION: Bounds = {"float32": 1e-4, "float64": 1e-12}
 INTERIOR_POINT: Bounds = {"float32": 1e-3, "float64": 1e-3}
 LEAST_SQUARES: Bounds = {"float32": 5e-5, "float64": 2e-6}
 
+SCALE_MODES: tuple[Literal["min", "median", "rmse"], ...] = ("min", "median", "rmse")
+
 METHODS = [
     Method(
         "mgda, 100 Frank-Wolfe steps",
@@ -304,7 +306,7 @@ METHODS = [
             kinds(*CLEAR),
             CONDITION,
         )
-        for mode in ("min", "median", "rmse")
+        for mode in SCALE_MODES
     ),
     Method(
         "aligned_mtl, preference",

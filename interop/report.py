@@ -167,9 +167,9 @@ def optimality_table(
             cells += [f"{row.jaxjd:.1e}", f"{row.torchjd:.1e}"]
         lines.append([*cells, verdict(row.residual for row in both.values())])
     note = (
-        "mgda: how much longer the update is than the shortest convex combination.\n"
-        "cagrad: how much more progress the worst served loss could make. fairgrad:\n"
-        "max |(Gw)ᵢ wᵢ^(1/alpha) - 1|. nash_mtl: max |(Gw)ᵢ wᵢ - 1|. All are relative.\n"
+        "All are relative. mgda: how much longer the update is than the shortest.\n"
+        "cagrad: how much further the worst served loss could progress.\n"
+        "fairgrad: max |(Gw)ᵢ wᵢ^(1/alpha) - 1|. nash_mtl: max |(Gw)ᵢ wᵢ - 1|.\n"
         "jaxjd passes if it is not farther than TorchJD, but for rounding: "
         + ", ".join(f"{x:g} in {p}" for p, x in optimality.ROUNDING.items())
         + "."
