@@ -116,7 +116,7 @@ def compare(name: str, case: str, precision: Precision) -> Comparison:
         ours = to_torch(jaxjd_weights(name, to_jax(shared)))
     rows = torch.from_numpy(jacobian).to(torch_dtype(precision))
     residuals = (
-        problem.residual(weights.double().numpy(), jacobian)
+        float(problem.residual(weights.double().numpy(), jacobian))
         for weights in (ours, problem.theirs(rows))
     )
     return Comparison(name, case, precision, *residuals)
