@@ -32,6 +32,20 @@ def comparable() -> dict[str, list[Jacobian]]:
     }
 
 
+def sequence(num_steps: int, m: int, n: int) -> list[tuple[Jacobian, Jacobian]]:
+    """Two independent batches for each step: noise around one Jacobian that shrinks."""
+    expected = normal(m, n)
+    batches = []
+    for step in range(num_steps):
+        size = np.exp(-step / num_steps)
+        first, second = (
+            size * (expected + normal(m, n, seed=1 + 2 * step + batch))
+            for batch in range(2)
+        )
+        batches.append((first, second))
+    return batches
+
+
 def gramian(jacobian: Jacobian, precision: Precision) -> Float[np.ndarray, "m m"]:
     return (jacobian @ jacobian.T).astype(precision)
 

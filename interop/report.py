@@ -1,6 +1,7 @@
 """How far apart are jaxjd and TorchJD on the same inputs, and is that close enough?"""
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from . import exact, gramians, training, weights
+from . import aggregators, exact, gramians, optimality, steps, training, weights
 from .check import Check, Measurement
 from .precision import Precision
 
@@ -19,17 +20,26 @@ Run jaxjd and TorchJD on the same inputs and print how far apart they are.
 
 First table: the largest relative difference, in float32 and in float64, of Gramians,
 of weights and updates under TorchJD's rule of regularisation (norm_eps=1e-4,
-reg_eps=1e-4), and of short training runs. Second table: how far UPGrad of each library,
-with its default settings, is from the exact projection onto the dual cone.
+reg_eps=1e-4), of those of every other method, of 20 steps of every one that has a
+state, and of short training runs. Where a method is random, jaxjd is given the numbers
+that TorchJD has drawn. Second table: how far UPGrad of each library, with its default
+settings, is from the exact projection onto the dual cone. Third table: how well each
+library solves the problems that define other methods.
 
-The exit code is 1 if a difference is over its bound, or an update of jaxjd conflicts
-with a gradient; else 0.
+The exit code is 1 if a difference is over its bound, an update of jaxjd conflicts with
+a gradient, or TorchJD solves a problem better; else 0.
 """
 
 
 def checks(quick: bool = False) -> list[Check]:
     """The rows of the first table."""
-    rows = [*gramians.checks(), *weights.checks(), *training.checks()]
+    rows = [
+        *gramians.checks(),
+        *weights.checks(),
+        *aggregators.checks(),
+        *steps.checks(),
+        *training.checks(),
+    ]
     return [row for row in rows if row.quick or not quick]
 
 
@@ -46,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rows: each method of the engine once, the MLP's training only",
+        help="fewer rows: each method of the engine and of aggregation, the MLP's "
+        "training only",
     )
     parser.add_argument(
         "--json",
@@ -66,13 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in exact.QUICK if options.quick else exact.cases():
         progress(f"exact projection: {name}")
         comparisons.append({p: exact.compare(name, p) for p in PRECISIONS})
+    problems = []
+    for name, case in itertools.product(
+        optimality.PROBLEMS, optimality.QUICK if options.quick else optimality.cases()
+    ):
+        progress(f"optimality: {name}, {case}")
+        problems.append({p: optimality.compare(name, case, p) for p in PRECISIONS})
     progress("")
 
     passed = [m.passed for _, measured in parity for m in measured.values()]
     passed += [c.cosine.passed for both in comparisons for c in both.values()]
+    passed += [c.residual.passed for both in problems for c in both.values()]
     print(parity_table(parity))
     print()
     print(exact_table(comparisons))
+    print()
+    print(optimality_table(problems))
     print()
     print(f"{passed.count(True)} of {len(passed)} within their bounds.")
     if options.json is not None:
@@ -80,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "passed": all(passed),
             "parity": [parity_record(*row) for row in parity],
             "exact": [exact_record(both) for both in comparisons],
+            "optimality": [optimality_record(both) for both in problems],
         }
         options.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0 if all(passed) else 1
@@ -94,7 +115,11 @@ def parity_table(rows: Iterable[tuple[Check, Mapping[Precision, Measurement]]]) 
             measurement = measured[precision]
             cells += [f"{measurement.value:.1e}", f"{measurement.bound:.0e}"]
         lines.append([*cells, verdict(measured.values())])
-    return table([*header, ""], lines)
+    note = (
+        "Random methods: TorchJD drew the numbers, and jaxjd was given the same. (A\n"
+        "method that draws numbers which jaxjd is not given is an error.)"
+    )
+    return table([*header, ""], lines) + "\n\n" + note
 
 
 def exact_table(rows: Iterable[Mapping[Precision, exact.Comparison]]) -> str:
@@ -130,6 +155,28 @@ def exact_table(rows: Iterable[Mapping[Precision, exact.Comparison]]) -> str:
     return table([*header, ""], lines) + "\n\n" + note
 
 
+def optimality_table(
+    rows: Iterable[Mapping[Precision, optimality.Comparison]],
+) -> str:
+    header = ["how far from solved", "", "float32", "", "float64", ""]
+    lines = [["", "", "jaxjd", "TorchJD", "jaxjd", "TorchJD", ""]]
+    for both in rows:
+        cells = [both["float32"].method, both["float32"].case]
+        for precision in PRECISIONS:
+            row = both[precision]
+            cells += [f"{row.jaxjd:.1e}", f"{row.torchjd:.1e}"]
+        lines.append([*cells, verdict(row.residual for row in both.values())])
+    note = (
+        "All are relative. mgda: how much longer the update is than the shortest.\n"
+        "cagrad: how much further the worst served loss could progress.\n"
+        "fairgrad: max |(Gw)ᵢ wᵢ^(1/alpha) - 1|. nash_mtl: max |(Gw)ᵢ wᵢ - 1|.\n"
+        "jaxjd passes if it is not farther than TorchJD, but for rounding: "
+        + ", ".join(f"{x:g} in {p}" for p, x in optimality.ROUNDING.items())
+        + "."
+    )
+    return table([*header, ""], lines) + "\n\n" + note
+
+
 def parity_record(
     check: Check, measured: Mapping[Precision, Measurement]
 ) -> dict[str, Any]:
@@ -148,6 +195,20 @@ def exact_record(both: Mapping[Precision, exact.Comparison]) -> dict[str, Any]:
             "jaxjd": {k: number(x) for k, x in vars(row.jaxjd).items()},
             "torchjd": {k: number(x) for k, x in vars(row.torchjd).items()},
             "passed": row.cosine.passed,
+        }
+    return record
+
+
+def optimality_record(
+    both: Mapping[Precision, optimality.Comparison],
+) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for precision, row in both.items():
+        record |= {"method": row.method, "case": row.case}
+        record[precision] = {
+            "jaxjd": number(row.jaxjd),
+            "torchjd": number(row.torchjd),
+            "passed": row.residual.passed,
         }
     return record
 

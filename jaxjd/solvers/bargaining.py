@@ -88,10 +88,12 @@ def bargain(
         """What each loss lacks of its share, in the coordinates of C."""
         return jnp.where(present, q * z**-power - matmul(C, q * z), 0)
 
+    def hessian(z):
+        return C + jnp.diag(jnp.where(present, power * z ** (-power - 1), 1))
+
     def step(carry):
         z, force, iterations, _ = carry
-        hessian = C + jnp.diag(jnp.where(present, power * z ** (-power - 1), 1))
-        direction = cho_solve(cho_factor(hessian), force) / q
+        direction = cho_solve(cho_factor(hessian(z)), force) / q
         slope = jnp.sum(force * direction * q)
         # Stay positive, with a hundredth of what was there; then halve while the
         # function rises steeply at the end: it is convex, so its slope decides.
@@ -121,10 +123,22 @@ def bargain(
     begin = (start, forces(start), jnp.zeros((), jnp.int32), jnp.array(jnp.inf, dtype))
     z, _, iterations, _ = lax.while_loop(unfinished, step, begin)
 
+    def lacking(z):
+        """What each loss lacks of its share, relative to it, without the ridge."""
+        share = matmul(scaled.C, q * z) * z**power / q
+        return jnp.where(present, 1 - share, 0)
+
+    def residual_of(z):
+        worst = jnp.max(jnp.abs(lacking(z)))
+        return jnp.where(jnp.all(z > 0), worst, jnp.inf)
+
+    # One step of refinement takes out what the ridge did, where there is a solution.
+    force = q * z**-power * lacking(z)
+    refined = z + cho_solve(cho_factor(hessian(z)), force) / q
+    z = jnp.where(residual_of(refined) < residual_of(z), refined, z)
+
     w = jnp.where(present, z * jnp.exp(log_w0), 0)
-    # Without the ridge, relative to the share.
-    share = matmul(scaled.C, q * z) * z**power / q
-    residual = jnp.max(jnp.where(present, jnp.abs(share - 1), 0))
+    residual = residual_of(z)
     # Sums of products as large as |q z| are rounded: much to a loss whose share is
     # small, but what is wrong by a hundredth is not a solution.
     explained = 64 * eps * m**0.5 * jnp.max(jnp.where(present, z**power / q, 0))

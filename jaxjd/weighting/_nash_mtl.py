@@ -33,17 +33,17 @@ def nash_mtl(
     update_every: int = 1,
     monitor: bool = False,
 ) -> Weighting:
-    r"""Weights of the Nash bargaining solution, $Gw = \|G\|_F / w$, entry by entry.
+    r"""Weights of the Nash bargaining solution, $Gw = 1/w$, entry by entry.
 
     The direction of the update is the one of its length that maximises
-    $\prod_i g_i^\top d$: no loss can gain a percentage that costs the others less. The
-    factor, the Frobenius norm of G, is that of the authors' code and of TorchJD. A loss
-    whose gradient is zero gets the weight zero. Where the point is Pareto-stationary
-    there is no solution; the weights are finite then, and the update nearly zero beside
-    them.
+    $\prod_i g_i^\top d$: no loss can gain a percentage that costs the others less. Its
+    norm is $\sqrt m$, which `max_norm` limits. A loss whose gradient is zero gets the
+    weight zero. Where the point is Pareto-stationary there is no solution; the weights
+    are finite then, and the update nearly zero beside them.
 
-    TorchJD takes J and solves a sequence of linearised problems with ECOS, each to
-    1e-3; this is Newton's method on the equations, [`jaxjd.solvers.bargain`][].
+    TorchJD takes J and solves a sequence of linearised problems with ECOS, and keeps
+    the weights it had where ECOS fails; this is Newton's method on the equations,
+    [`jaxjd.solvers.bargain`][].
 
     **Arguments:**
 
@@ -75,13 +75,7 @@ def nash_mtl(
         check_num_losses(num_losses, gramian)
 
         def solve(state):
-            # The largest first: its squares may overflow.
-            largest = jnp.max(jnp.abs(gramian))
-            normalised = gramian / jnp.where(largest > 0, largest, 1)
-            size = jnp.linalg.norm(normalised)
-            solved = bargain(
-                normalised / jnp.where(size > 0, size, 1), alpha=1.0, mask=mask
-            )
+            solved = bargain(gramian, alpha=1.0, mask=mask)
             weights = solved.solution.astype(state.weights.dtype)
             certificate = state.certificate
             if certificate is not None:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from jaxjd.weighting._checks import check_key, present_only
 from jaxjd.weighting._weighting import Weighting
@@ -37,6 +37,12 @@ def random(key: int | Key[Array, ""] = 0) -> Weighting:
         gramian, mask = present_only(gramian, mask)
         key, now = jax.random.split(state.key)
         normals = jax.random.normal(now, mask.shape, gramian.dtype)
-        return jnp.where(mask, jax.nn.softmax(normals, where=mask), 0), RandomState(key)
+        return random_weights(normals, mask), RandomState(key)
 
     return Weighting(lambda: RandomState(start), update)
+
+
+def random_weights(
+    normals: Float[Array, " m"], mask: Bool[Array, " m"]
+) -> Float[Array, " m"]:
+    return jnp.where(mask, jax.nn.softmax(normals, where=mask), 0)

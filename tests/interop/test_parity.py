@@ -12,7 +12,8 @@ import math
 import numpy as np
 import optax
 
-from interop import gramians, jacobians, models, training, weights
+import jaxjd
+from interop import aggregators, gramians, jacobians, models, steps, training, weights
 from interop.check import Check, Measurement
 from interop.report import PRECISIONS, checks
 
@@ -74,6 +75,73 @@ def test_a_wrong_step_is_seen(monkeypatch):
     longer = training.SGD._replace(optax=optax.sgd(0.03 * (1 + 1e-5)))
     difference = training.run_difference("float64", make=models.mlp, optimizer=longer)
     assert difference > 1e-6
+
+
+METHODS = {method.name: method for method in (*aggregators.METHODS, *steps.METHODS)}
+
+
+def test_no_method_is_forgotten():
+    """Every method that jaxjd exports has a row, in both tables of methods together."""
+    transformations = {"excess_mtl", "graddrop", "trimmed_mean"}
+    exported = {
+        name
+        for name in vars(jaxjd.weighting)
+        if callable(getattr(jaxjd, name, None)) and name.islower()
+    }
+    others = {"aggregate", "aggregator", "partition"}
+    assert transformations == {
+        name
+        for name, value in vars(jaxjd.transform).items()
+        if callable(value) and name.islower() and name not in others
+    }
+    compared = {
+        row.name.split(",")[0]
+        for row in checks()
+        if row.group in ("weights", "method", f"{steps.NUM_STEPS} steps")
+    }
+    assert compared == exported | transformations
+    assert {"upgrad", "mean", "nash_mtl", "random"} < exported
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("imtl_g", "aligned_mtl, min"),
+        ("aligned_mtl, min", "aligned_mtl, median"),
+        ("trimmed_mean, 3", "trimmed_mean, 0"),
+        ("modo", "sdmgrad"),
+        ("excess_mtl, 0 steps of warm-up", "excess_mtl, 4 steps of warm-up"),
+    ],
+)
+def test_another_method_is_seen(name, changed):
+    wrong = METHODS[name]._replace(ours=METHODS[changed].ours)
+    check = aggregators.check("method", wrong)
+    assert check.difference("float64") > 1e3 * check.bounds["float64"]
+
+
+def test_another_state_is_seen():
+    """A hundred thousandth of a parameter of the moving average."""
+
+    def almost(m):
+        return jaxjd.weighting.cr_mogm(
+            jaxjd.weighting.aligned_mtl(), 0.9 * (1 + 1e-5), num_losses=m
+        )
+
+    method = METHODS["cr_mogm, of aligned_mtl"]
+    wrong = method._replace(ours=aggregators.of_gramian(almost))
+    assert aggregators.method_difference("float64", method=wrong) > 1e-6
+
+
+def test_other_random_numbers_are_seen():
+    method = METHODS["graddrop, same uniform numbers"]
+
+    def other(drawn):
+        return aggregators.only(drawn)[::-1].copy()
+
+    wrong = method._replace(draws=other)
+    assert aggregators.method_difference("float64", method=wrong) > 0.1
+    with pytest.raises(RuntimeError, match="It drew 1 tensors"):
+        aggregators.method_difference("float64", method=method._replace(draws=None))
 
 
 @pytest.mark.parametrize("kind", jacobians.comparable())

@@ -7,7 +7,7 @@ pytest.importorskip("torchjd")
 import json
 import math
 
-from interop import exact, report
+from interop import exact, optimality, report
 from interop.check import Check
 
 
@@ -27,19 +27,31 @@ def fake_compare(cosine):
     return compare
 
 
+def fake_problem(residual):
+    def compare(name, case, precision):
+        return optimality.Comparison(name, case, precision, residual, 1e-3)
+
+    return compare
+
+
 @pytest.mark.parametrize(
-    ("value", "cosine", "code", "line"),
+    ("value", "cosine", "residual", "code", "line"),
     [
-        (9e-6, 0.1, 0, "| 9.0e-06 | 1e-05 | 1.0e-12 | 1e-09 | pass |"),
-        (2e-5, 0.1, 1, "| 2.0e-05 | 1e-05 | 1.0e-12 | 1e-09 | FAIL |"),
-        (math.nan, 0.1, 1, "| nan     | 1e-05 | 1.0e-12 | 1e-09 | FAIL |"),
-        (9e-6, -2e-3, 1, "-2.0e-03     | -7.5e-01 | FAIL |"),
-        (9e-6, math.nan, 1, "+nan         | -7.5e-01 | FAIL |"),
+        (9e-6, 0.1, 1e-6, 0, "| 9.0e-06 | 1e-05 | 1.0e-12 | 1e-09 | pass |"),
+        (2e-5, 0.1, 1e-6, 1, "| 2.0e-05 | 1e-05 | 1.0e-12 | 1e-09 | FAIL |"),
+        (math.nan, 0.1, 1e-6, 1, "| nan     | 1e-05 | 1.0e-12 | 1e-09 | FAIL |"),
+        (9e-6, -2e-3, 1e-6, 1, "-2.0e-03     | -7.5e-01 | FAIL |"),
+        (9e-6, math.nan, 1e-6, 1, "+nan         | -7.5e-01 | FAIL |"),
+        (9e-6, 0.1, 1e-2, 1, "| 1.0e-02 | 1.0e-03 | FAIL |"),
+        (9e-6, 0.1, math.nan, 1, "| nan     | 1.0e-03 | FAIL |"),
     ],
 )
-def test_exit_code_and_tables(value, cosine, code, line, monkeypatch, capsys, tmp_path):
+def test_exit_code_and_tables(
+    value, cosine, residual, code, line, monkeypatch, capsys, tmp_path
+):
     monkeypatch.setattr(report, "checks", fake_checks(value))
     monkeypatch.setattr(exact, "compare", fake_compare(cosine))
+    monkeypatch.setattr(optimality, "compare", fake_problem(residual))
     file = tmp_path / "report.json"
     assert report.main(["--quick", "--json", str(file)]) == code
     assert line in capsys.readouterr().out
@@ -49,6 +61,9 @@ def test_exit_code_and_tables(value, cosine, code, line, monkeypatch, capsys, tm
     assert row["float64"] == {"difference": 1e-12, "bound": 1e-9, "passed": True}
     assert row["float32"]["difference"] == (value if math.isfinite(value) else None)
     assert len(content["exact"]) == len(exact.QUICK)
+    problems = content["optimality"]
+    assert [row["method"] for row in problems] == list(optimality.PROBLEMS)
+    assert problems[0]["float64"]["torchjd"] == 1e-3
 
 
 def test_quick_leaves_rows_out_and_no_group():

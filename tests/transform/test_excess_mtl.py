@@ -42,22 +42,14 @@ def compiled_run(tx, several, masks):
     return jax.lax.scan(step, tx.init(params), (several, masks))
 
 
-@pytest.mark.parametrize(("robust_step_size", "n_warmup_steps"), [(1.0, 0), (0.5, 4)])
-def test_torchjd(robust_step_size, n_warmup_steps):
-    torch = pytest.importorskip("torch")
-    aggregation = pytest.importorskip("torchjd.aggregation")
-    reference = aggregation.ExcessMTL(robust_step_size, n_warmup_steps)
+def test_warm_up():
+    """The mean, and then something else."""
     several = batches()
-    expected = [reference(torch.tensor(np.asarray(rows))).numpy() for rows in several]
-    tx = jaxjd.excess_mtl(
-        num_losses=M, robust_step_size=robust_step_size, n_warmup_steps=n_warmup_steps
-    )
+    tx = jaxjd.excess_mtl(num_losses=M, n_warmup_steps=4)
     state, actual = run(tx, several)
-    assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    assert_allclose(actual[:4], several[:4].mean(1), rtol=1e-12)
+    assert not np.allclose(actual[4], several[4].mean(0), rtol=1e-2)
     assert state.steps == STEPS
-    if n_warmup_steps:
-        mean = several[:n_warmup_steps].mean(1)
-        assert_allclose(actual[:n_warmup_steps], mean, rtol=1e-12)
 
 
 def test_missing_losses():

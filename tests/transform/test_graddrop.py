@@ -33,27 +33,6 @@ def dropped(rows, uniforms, leak=None, **how):
     return drop_signs(jacobian, uniforms, leak, **how)
 
 
-@pytest.mark.parametrize(
-    ("leak", "scales"),
-    [(None, (1, 1, 1, 1)), (LEAK, (1, 1, 1, 1)), (LEAK, (1e-6, 1, 1e3, 1e6))],
-)
-def test_torchjd_with_the_same_uniforms(leak, scales):
-    torch = pytest.importorskip("torch")
-    aggregation = pytest.importorskip("torchjd.aggregation")
-    ours = rows() * jnp.asarray(scales, jnp.float64)[:, None]
-    theirs = torch.tensor(np.asarray(ours))
-    reference = aggregation.GradDrop(
-        leak=None if leak is None else torch.tensor(leak, dtype=theirs.dtype)
-    )
-    torch.manual_seed(0)
-    expected = reference(theirs).numpy()
-    torch.manual_seed(0)
-    uniforms = torch.rand(40, dtype=theirs.dtype).numpy()
-    leak = None if leak is None else jnp.asarray(leak)
-    actual = dropped(ours, jnp.asarray(uniforms), leak)
-    assert_allclose(actual, expected, rtol=1e-12)
-
-
 def test_a_function_of_the_purity():
     """Purities of 3/4 and 1/4, pushed over 0.5 and under it, or not."""
     one = jnp.array([[3.0, -3.0], [-1.0, 1.0]])

@@ -1,0 +1,192 @@
+"""Do the methods that have a state agree, step after step?
+
+`METHODS` is a table as that of `interop.aggregators`. Each state is carried over 20
+steps, each library's own, so that a difference in one step enters the next.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torchjd.aggregation as reference
+from jaxtyping import Int
+
+import jaxjd
+from jaxjd.weighting._gradvac import gradvac_weights
+
+from . import aggregators
+from .aggregators import (
+    CONDITION,
+    LEAST_SQUARES,
+    ROUNDING,
+    Bounds,
+    Inputs,
+    Method,
+    Ours,
+    inputs,
+    of_cross_gramian,
+    of_gramian,
+    of_rows,
+    preference,
+    preferred,
+    present,
+)
+from .check import Check
+from .jacobians import sequence
+
+NUM_STEPS = 20
+
+
+def checks() -> list[Check]:
+    return [aggregators.check(f"{NUM_STEPS} steps", method) for method in METHODS]
+
+
+def steps(scale: float = 1.0, shift: float = 0.0) -> list[list[Inputs]]:
+    return [
+        [
+            inputs(scale * first + shift, scale * second + shift)
+            for first, second in sequence(NUM_STEPS, 6, 12)
+        ]
+    ]
+
+
+def gradvac(beta: float, eps: float) -> Callable[[int, int], Ours]:
+    def ours(m: int, n: int) -> Ours:
+        del n
+
+        def update(inputs, orders, targets):
+            return gradvac_weights(
+                inputs.gramian, present(inputs), orders, targets, beta=beta, eps=eps
+            )
+
+        return Ours(lambda: jnp.zeros((m, m)), update)
+
+    return ours
+
+
+def orders(drawn: list[torch.Tensor]) -> Int[np.ndarray, "m m"]:
+    """TorchJD permutes the other losses. jaxjd passes over the row's own, put last."""
+    m = len(drawn)
+    others = [np.delete(np.arange(m), i)[drawn[i].numpy()] for i in range(m)]
+    return np.concatenate([np.stack(others), np.arange(m)[:, None]], axis=1)
+
+
+# TorchJD adds `eps` to products of norms, jaxjd to what is relative to them.
+EPS: Bounds = {"float32": 2e-6, "float64": 1e-7}
+
+METHODS = [
+    *(
+        Method(
+            f"gradvac, eps = {eps:g}, same permutations",
+            gradvac(0.3, eps),
+            lambda m, dtype, eps=eps: reference.GradVacWeighting(beta=0.3, eps=eps),
+            "gramian",
+            steps,
+            bounds,
+            draws=orders,
+        )
+        for eps, bounds in ((0.0, ROUNDING), (1e-8, EPS))
+    ),
+    Method(
+        "nash_mtl",
+        of_rows(lambda m: jaxjd.nash_mtl(num_losses=m, update_every=3)),
+        lambda m, dtype: reference.NashMTL(m, update_weights_every=3),
+        "rows",
+        # All gradients agree about a part of the update. Where they do not, TorchJD's
+        # solver fails in some steps.
+        lambda: steps(shift=1.0),
+        LEAST_SQUARES,
+    ),
+    Method(
+        "pcd",
+        of_gramian(lambda m: jaxjd.weighting.pcd(num_losses=m)),
+        lambda m, dtype: reference.PCDWeighting(),
+        "gramian",
+        steps,
+        CONDITION,
+    ),
+    Method(
+        "pcd, beta = 0.5, one tau each",
+        of_gramian(
+            lambda m: jaxjd.weighting.pcd(num_losses=m, beta=0.5, tau=preference(m)[1:])
+        ),
+        lambda m, dtype: reference.PCDWeighting(preferred(m, dtype)[1:], 0.5),
+        "gramian",
+        steps,
+        CONDITION,
+    ),
+    Method(
+        "sdmgrad",
+        of_cross_gramian(lambda m: jaxjd.weighting.sdmgrad(num_losses=m)),
+        lambda m, dtype: reference.SDMGradWeighting(),
+        "cross_gramian",
+        # TorchJD adds 1e-8 to the square of a norm, which is nothing beside this.
+        lambda: steps(1e4),
+        CONDITION,
+    ),
+    Method(
+        "sdmgrad, gentle, preference",
+        of_cross_gramian(
+            lambda m: jaxjd.weighting.sdmgrad(
+                num_losses=m,
+                lr=0.5,
+                momentum=0.2,
+                n_iter=7,
+                lambda_=2.0,
+                preference=preference(m),
+            )
+        ),
+        lambda m, dtype: reference.SDMGradWeighting(
+            0.5, 0.2, 7, 2.0, preferred(m, dtype)
+        ),
+        "cross_gramian",
+        lambda: steps(1e4),
+        CONDITION,
+    ),
+    Method(
+        "modo",
+        of_cross_gramian(
+            lambda m: jaxjd.weighting.modo(num_losses=m, gamma=0.02, rho=0.3)
+        ),
+        lambda m, dtype: reference.MoDoWeighting(0.02, 0.3),
+        "cross_gramian",
+        steps,
+        ROUNDING,
+    ),
+    *(
+        Method(
+            f"cr_mogm, of aligned_mtl{named}",
+            of_gramian(
+                lambda m, initial=initial: jaxjd.weighting.cr_mogm(
+                    jaxjd.weighting.aligned_mtl(),
+                    num_losses=m,
+                    initial_weights=preference(m) if initial else None,
+                )
+            ),
+            lambda m, dtype, initial=initial: reference.CRMOGMWeighting(
+                reference.AlignedMTLWeighting(),
+                initial_weights=preferred(m, dtype) if initial else None,
+            ),
+            "gramian",
+            steps,
+            CONDITION,
+        )
+        for named, initial in (("", False), (", initial weights", True))
+    ),
+    *(
+        Method(
+            f"excess_mtl, {warmup} steps of warm-up",
+            of_rows(
+                lambda m, warmup=warmup: jaxjd.excess_mtl(
+                    num_losses=m, robust_step_size=0.5, n_warmup_steps=warmup
+                )
+            ),
+            lambda m, dtype, warmup=warmup: reference.ExcessMTL(0.5, warmup),
+            "rows",
+            steps,
+            ROUNDING,
+        )
+        for warmup in (0, 4)
+    ),
+]
