@@ -23,6 +23,7 @@ from torchjd.aggregation import UPGradWeighting
 
 from benchmarks._solver_cases import SYNTHETIC, mnist, synthetic
 from benchmarks._solver_promise import promise_table
+from benchmarks._timing import timed
 from interop.projector import JaxProjector
 from jaxjd.solvers import project_dual_cone
 
@@ -79,22 +80,6 @@ def matmuls(G, count=10):
 
     C = G / jnp.trace(G)
     return jax.lax.fori_loop(0, count, product, C)
-
-
-def timed(calls, rounds):
-    """The median seconds of each call, the calls taking turns.
-
-    One that takes over half a second only takes part in the first three rounds.
-    """
-    times = {name: [] for name in calls}
-    for number in range(rounds):
-        for name, call in calls.items():
-            if number >= 3 and times[name][0] > 0.5:
-                continue
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def regularised(G):

@@ -439,9 +439,9 @@ def test_the_order_of_the_losses_does_not_matter(name):
 def stationary_jacobians(strongly):
     """Five gradients [b, M, N] with 0 = J^T w for some w > 0, if `strongly`.
 
-    Otherwise of three of them; the other two have positive products with a direction that is
-    orthogonal to these: along it two losses decrease and none increases, which cannot
-    be where 0 = J^T w with w > 0.
+    Otherwise of three of them; the other two have positive products with a direction
+    that is orthogonal to these: along it two losses decrease and none increases, which
+    cannot be where 0 = J^T w with w > 0.
     """
     rng = np.random.default_rng(5)
     J = rng.normal(size=(BATCH, M, N))
