@@ -37,6 +37,9 @@ def random(key: int | Key[Array, ""] = 0) -> Weighting:
         gramian, mask = present_only(gramian, mask)
         key, now = jax.random.split(state.key)
         normals = jax.random.normal(now, mask.shape, gramian.dtype)
-        return jnp.where(mask, jax.nn.softmax(normals, where=mask), 0), RandomState(key)
+        # Without the maximum of a softmax: no normal number overflows.
+        shares = jnp.where(mask, jnp.exp(normals), 0)
+        total = jnp.where(mask.any(), shares.sum(), 1)
+        return shares / total, RandomState(key)
 
     return Weighting(lambda: RandomState(start), update)
