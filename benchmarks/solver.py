@@ -7,9 +7,7 @@ solver.json and solver.png to `--out`, and prints the first.
 import argparse
 import functools
 import json
-import os
 import pathlib
-import platform
 import time
 
 import jax
@@ -23,6 +21,7 @@ from torchjd.aggregation import UPGradWeighting
 
 from benchmarks._solver_cases import SYNTHETIC, mnist, synthetic
 from benchmarks._solver_promise import promise_table
+from benchmarks._timing import alternating, machine
 from interop.projector import JaxProjector
 from jaxjd.solvers import project_dual_cone
 
@@ -81,22 +80,6 @@ def matmuls(G, count=10):
     return jax.lax.fori_loop(0, count, product, C)
 
 
-def timed(calls, rounds):
-    """The median seconds of each call, the calls taking turns.
-
-    One that takes over half a second only takes part in the first three rounds.
-    """
-    times = {name: [] for name in calls}
-    for number in range(rounds):
-        for name, call in calls.items():
-            if number >= 3 and times[name][0] > 0.5:
-                continue
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
-
-
 def regularised(G):
     return G / np.trace(G) + 1e-4 * np.eye(len(G))
 
@@ -148,7 +131,13 @@ def measure(case, m, true_gramian, rounds):
     for name, call in calls.items():
         if name != "torchjd":  # Nothing to compile there.
             jax.block_until_ready(call())
-    row["seconds"] = timed(calls, rounds)
+    row["seconds"] = alternating(
+        {
+            name: lambda call=call: jax.block_until_ready(call())
+            for name, call in calls.items()
+        },
+        rounds,
+    )
     row["seconds"]["matmul"] = row["seconds"].pop("matmuls10") / 10
 
     G64 = G32.astype(np.float64)
@@ -279,19 +268,17 @@ def main():
     options = parser.parse_args()
     sizes = [2, 4, 16, 32] if options.quick else [2, 4, 16, 32, 64, 128, 256, 512]
     rounds = 5 if options.quick else 15
-    load = os.getloadavg()[0]
+    on = machine(("jax", "numpy", "quadprog", "qpax", "torch", "torchjd"))
 
     cases = [(name, m, synthetic(name, m)) for name in SYNTHETIC for m in sizes]
     cases += mnist(sizes, epochs=1 if options.quick else 5)
     rows = [measure(*case, rounds) for case in cases]
     promise, promise_rows = promise_table([8, 32] if options.quick else [8, 32, 128])
 
-    machine = f"{os.cpu_count()} CPUs ({platform.machine()}), load {load:.1f} before"
-    machine += f" and {os.getloadavg()[0]:.1f} after; JAX {jax.__version__}"
     text = "\n\n".join(
         [
             "# The projection onto the dual cone",
-            f"{METHOD}\n\nMeasured on {machine}.",
+            f"{METHOD}\n\nMeasured on {on}.",
             "## Summary",
             summary(rows),
             "## All cases",
@@ -305,7 +292,7 @@ def main():
         ]
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine, "rows": rows, "promise": promise_rows}
+    content = {"machine": on, "rows": rows, "promise": promise_rows}
     (options.out / "solver.json").write_text(json.dumps(content, indent=1) + "\n")
     (options.out / "solver.md").write_text(text + "\n")
     draw(rows, options.out / "solver.png")

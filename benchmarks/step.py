@@ -107,6 +107,8 @@ def measure(model: Model, m: int, rounds: int) -> dict[str, Any]:
         name: jax.jit(step).lower(model.params, *examples).compile()
         for name, step in steps(model, m).items()
     }
+    for step in compiled.values():
+        jax.block_until_ready(step(model.params, *examples))
     seconds = alternating(
         {
             name: lambda step=step: jax.block_until_ready(step(model.params, *examples))

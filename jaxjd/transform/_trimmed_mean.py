@@ -11,6 +11,7 @@ from jaxjd.engine import accumulation_dtype
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter
 from jaxjd.weighting._checks import check_integer, check_mask
+from jaxjd.weighting._sorting import sort
 
 
 def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
@@ -69,7 +70,7 @@ def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
         place = jnp.arange(len(present))
         middle = (trimmed <= place) & (place < count - trimmed)
         # What is missing comes after all numbers, and a NaN after that.
-        ordered = jnp.sort(jnp.where(along_rows(present, rows), rows, jnp.inf), axis=0)
+        ordered = sort(jnp.where(along_rows(present, rows), rows, jnp.inf), 0)
         dtype = accumulation_dtype(rows)
         total = jnp.where(along_rows(middle, rows), ordered, 0).sum(0, dtype=dtype)
         mean = total / jnp.maximum(middle.sum(), 1).astype(dtype)

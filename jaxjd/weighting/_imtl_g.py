@@ -1,6 +1,7 @@
 """IMTL-G: the update that has the same projection onto every gradient."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd.solvers._scaling import unit_diagonal
@@ -36,8 +37,12 @@ def imtl_g_weights(
     nonzero = scaled.norms > 0
     cosines = spectrum(scaled.C)
     independent = scaled.inverse_norms * cosines.pinv(nonzero.astype(gramian.dtype))
-    dependent = spectrum(gramian).pinv(scaled.norms)
-    v = jnp.where(cosines.rank == nonzero.sum(), independent, dependent)
+    # A second spectrum takes as long as all the rest: only where it is needed.
+    v = lax.cond(
+        cosines.rank == nonzero.sum(),
+        lambda: independent,
+        lambda: spectrum(gramian).pinv(scaled.norms),
+    )
     v = jnp.where(nonzero, v, 0)  # Already so, but for rounding.
     total = v.sum()
     lost = jnp.abs(total) <= cutoff(v) * jnp.abs(v).sum()

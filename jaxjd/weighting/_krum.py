@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxjd.weighting._checks import check_integer, finite_or_nan
+from jaxjd.weighting._sorting import sort
 from jaxjd.weighting._weighting import Weighting, stateless
 
 
@@ -55,7 +56,7 @@ def krum_weights(
     distances = jnp.sqrt(jnp.maximum(squares[:, None] + squares[None] - 2 * gramian, 0))
     # A loss that is missing is nobody's neighbour. Each row's own distance, 0, comes
     # first of the sorted ones.
-    distances = jnp.sort(jnp.where(mask[None], distances, jnp.inf), axis=1)
+    distances = sort(jnp.where(mask[None], distances, jnp.inf), 1)
     present = mask.sum()
     neighbours = jnp.maximum(present - n_byzantine - 2, 1)
     position = jnp.arange(gramian.shape[0])

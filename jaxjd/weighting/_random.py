@@ -45,4 +45,6 @@ def random(key: int | Key[Array, ""] = 0) -> Weighting:
 def random_weights(
     normals: Float[Array, " m"], mask: Bool[Array, " m"]
 ) -> Float[Array, " m"]:
-    return jnp.where(mask, jax.nn.softmax(normals, where=mask), 0)
+    # Without the maximum of a softmax: no normal number overflows.
+    shares = jnp.where(mask, jnp.exp(normals), 0)
+    return shares / jnp.where(mask.any(), shares.sum(), 1)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxjd.weighting._mean import mean_weights
+from jaxjd.weighting._sorting import sort
 
 
 def project_onto_simplex(
@@ -18,7 +19,7 @@ def project_onto_simplex(
     # largest: those off the mask are 2 below.
     point = point - jnp.max(point, where=mask, initial=-jnp.inf)
     point = jnp.where(mask, point, -2)
-    descending = jnp.sort(point)[::-1]
+    descending = sort(point, 0)[::-1]
     counts = jnp.arange(1, point.shape[0] + 1, dtype=point.dtype)
     thresholds = (jnp.cumsum(descending) - 1) / counts
     support = jnp.sum(descending > thresholds)

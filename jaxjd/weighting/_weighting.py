@@ -15,8 +15,9 @@ Losses that are missing from a batch are named by a `mask`, and a weighting give
 the weight zero and the others what they would have had without the missing ones.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,8 @@ class WeightingUpdate(Protocol):
     ) -> tuple[Float[Array, " m"], Any]: ...
 
 
-class Weighting(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Weighting:
     """From a Gramian to weights: a pair of pure functions.
 
     **Arguments:**
@@ -53,8 +55,13 @@ class Weighting(NamedTuple):
     A weighting whose state is empty can be called: `weights = weighting(gramian)`.
     """
 
+    # Not a NamedTuple: no tuple can be referenced weakly, as `jax.jit(weighting)` does.
     init: Callable[[], Any]
     update: WeightingUpdate
+
+    def __iter__(self) -> Iterator[Any]:
+        """As that of optax's pairs: `init, update = weighting`."""
+        return iter((self.init, self.update))
 
     def __call__(
         self,

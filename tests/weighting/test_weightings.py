@@ -495,6 +495,20 @@ def test_a_state_of_another_number_of_losses(name):
         jax.eval_shape(update, jnp.eye(few), init(), jnp.ones(few, bool))
 
 
+def test_a_weighting_is_a_function_to_jax():
+    """And to everybody else the pair of functions that it is made of."""
+    weighting = jaxjd.weighting.mean()
+    assert_array_equal(jax.jit(weighting)(gramian()), weigh("mean", gramian()))
+    assert_array_equal(
+        jax.vmap(weighting)(gramian()[None]), weigh("mean", gramian())[None]
+    )
+    init, update = weighting
+    assert weighting == jaxjd.Weighting(init, update)
+    assert {weighting: 0}[jaxjd.Weighting(init, update)] == 0
+    with pytest.raises(TypeError, match="has a state and cannot simply be called"):
+        jax.jit(jaxjd.weighting.pcgrad())(gramian())
+
+
 def test_values():
     """Known without computing."""
     one = gramian()

@@ -1,0 +1,370 @@
+"""How long do the weights take, beside TorchJD's?
+
+    python -m benchmarks.weightings [--quick] [--only upgrad,mean]
+
+For each aggregator and number m of losses: the median seconds of calls that alternate
+between the libraries in one process. Prints a table; writes `weightings.md`,
+`weightings.json` and `weightings.png` to `--out`.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import torch
+import torchjd.aggregation as reference
+
+import jaxjd
+from benchmarks._timing import alternating, machine
+from jaxjd.weighting import Weighting
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+METHOD = """\
+Each library gets arrays of its own that are ready, float32, and calls go through the
+same four problems by turns: Gramians of normal Jacobians, n = 1000, whose gradients
+have a direction in common, so that no point is stationary. Where TorchJD needs the
+Jacobian itself, marked J, both start from it, and give the update. Ours are functions
+compiled by `jax.jit`, dispatch included, compilation apart, given for the largest m;
+states go from call to call in both. TorchJD runs as its documentation calls it, with as
+many threads as torch takes. A cell of TorchJD is left out from {limit} s a call on. A
+ratio above 1 says that ours is faster. The first row is the least that a compiled
+function takes: the call itself."""
+
+SIZES = (2, 8, 32, 128)
+QUICK_SIZES = (2, 8)
+N = 1000
+PROBLEMS = 4
+# Seconds of a call of TorchJD, and for all calls of a cell.
+LIMIT = 20
+BUDGET = 2.0
+# TorchJD calls cvxpy, scipy, quadprog or a loop in Python that grows with m: ours is to
+# be this many times faster.
+SOLVED = {
+    "cagrad",
+    "fairgrad",
+    "gradvac",
+    "mgda, 100 steps",
+    "nash_mtl",
+    "pcd",
+    "pcgrad",
+    "sdmgrad",
+    "upgrad",
+}
+TARGET = 10
+
+
+class Row(NamedTuple):
+    """Both sides of a comparison, made for m losses.
+
+    Ours is a weighting, of Gramians, or an optax transformation, of Jacobians.
+    """
+
+    ours: Callable[[int], Any]
+    theirs: Callable[[int], Callable[[torch.Tensor], torch.Tensor]] | None
+    of_two_batches: bool = False
+    least: int = 1
+
+
+def rows() -> dict[str, Row]:
+    w = jaxjd.weighting
+    regularised: dict[str, Any] = {"norm_eps": 1e-4, "reg_eps": 1e-4}
+
+    def linear(m):
+        return np.linspace(0.5, 1.5, m, dtype=np.float32) / m
+
+    def preferred(m):
+        return torch.from_numpy(linear(m))
+
+    return {
+        "(a call)": Row(lambda m: Weighting(tuple, lambda G, s, **_: (G[0], s)), None),
+        "aligned_mtl": Row(
+            lambda m: w.aligned_mtl(), lambda m: reference.AlignedMTLWeighting()
+        ),
+        "cagrad": Row(
+            lambda m: w.cagrad(0.5), lambda m: reference.CAGradWeighting(0.5)
+        ),
+        "conflict_free": Row(
+            lambda m: jaxjd.conflict_free(), lambda m: reference.ConFIG()
+        ),
+        "constant": Row(
+            lambda m: w.constant(linear(m)),
+            lambda m: reference.ConstantWeighting(preferred(m)),
+        ),
+        "cr_mogm(upgrad)": Row(
+            lambda m: w.cr_mogm(w.upgrad(**regularised), num_losses=m),
+            lambda m: reference.CRMOGMWeighting(reference.UPGradWeighting()),
+        ),
+        "dualproj": Row(
+            lambda m: w.dualproj(**regularised),
+            lambda m: reference.DualProjWeighting(),
+        ),
+        "excess_mtl": Row(
+            lambda m: jaxjd.excess_mtl(num_losses=m),
+            lambda m: reference.ExcessMTL(),
+        ),
+        "fairgrad": Row(
+            lambda m: w.fairgrad(2.0), lambda m: reference.FairGradWeighting(2.0)
+        ),
+        "graddrop": Row(lambda m: jaxjd.graddrop(), lambda m: reference.GradDrop()),
+        "gradvac": Row(
+            lambda m: w.gradvac(num_losses=m), lambda m: reference.GradVacWeighting()
+        ),
+        "imtl_g": Row(lambda m: w.imtl_g(), lambda m: reference.IMTLGWeighting()),
+        "krum": Row(
+            lambda m: w.krum(1, 2), lambda m: reference.KrumWeighting(1, 2), least=4
+        ),
+        "mean": Row(lambda m: w.mean(), lambda m: reference.MeanWeighting()),
+        "mgda": Row(lambda m: w.mgda(), lambda m: reference.MGDAWeighting()),
+        "mgda, 100 steps": Row(
+            lambda m: w.mgda(frank_wolfe_steps=100),
+            lambda m: reference.MGDAWeighting(),
+        ),
+        "modo": Row(
+            lambda m: w.modo(num_losses=m),
+            lambda m: reference.MoDoWeighting(),
+            of_two_batches=True,
+        ),
+        "nash_mtl": Row(
+            lambda m: jaxjd.nash_mtl(num_losses=m), lambda m: reference.NashMTL(m)
+        ),
+        "pcd": Row(lambda m: w.pcd(num_losses=m), lambda m: reference.PCDWeighting()),
+        "pcgrad": Row(lambda m: w.pcgrad(), lambda m: reference.PCGradWeighting()),
+        "random": Row(lambda m: w.random(), lambda m: reference.RandomWeighting()),
+        "sdmgrad": Row(
+            lambda m: w.sdmgrad(num_losses=m),
+            lambda m: reference.SDMGradWeighting(),
+            of_two_batches=True,
+        ),
+        "sum": Row(lambda m: w.sum(), lambda m: reference.SumWeighting()),
+        "trimmed_mean": Row(
+            lambda m: jaxjd.trimmed_mean(1),
+            lambda m: reference.TrimmedMean(1),
+            least=3,
+        ),
+        "upgrad": Row(
+            lambda m: w.upgrad(**regularised), lambda m: reference.UPGradWeighting()
+        ),
+    }
+
+
+def problems(m: int, of_two_batches: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Jacobians [m, N], and their Gramians, or the cross Gramians of two batches."""
+    rng = np.random.default_rng(m)
+    jacobians, gramians = [], []
+    for _ in range(PROBLEMS):
+        # Any two gradients have a cosine of 0.1 or so.
+        J, other = rng.normal(size=(2, m, N)) + 0.33 * rng.normal(size=N)
+        J, other = (x.astype(np.float32) / math.sqrt(N) for x in (J, other))
+        jacobians.append(J)
+        gramians.append(J @ (other if of_two_batches else J).T)
+    return jacobians, gramians
+
+
+def our_call(row: Row, m: int, inputs: list[np.ndarray]) -> tuple[Callable, float]:
+    """A function without arguments, and the seconds of its compilation."""
+    made = row.ours(m)
+    arrays = itertools.cycle([jnp.asarray(x) for x in inputs])
+    params = jnp.zeros(N)
+    of_gramian = isinstance(made, Weighting)
+    state = made.init() if of_gramian else made.init(params)
+
+    @jax.jit
+    def step(x, state):
+        if not of_gramian:
+            return made.update(x, state, params)
+        extra_args = {"cross_gramian": x} if row.of_two_batches else {}
+        return made.update(x, state, **extra_args)
+
+    start = time.perf_counter()
+    step.lower(next(arrays), state).compile()
+    compilation = time.perf_counter() - start
+
+    def call():
+        nonlocal state
+        result, state = step(next(arrays), state)
+        return result
+
+    return call, compilation
+
+
+def their_call(row: Row, m: int, inputs: list[np.ndarray]) -> Callable:
+    assert row.theirs is not None
+    theirs = row.theirs(m)
+    tensors = itertools.cycle([torch.from_numpy(x) for x in inputs])
+    return lambda: theirs(next(tensors))
+
+
+def seconds_of(call: Callable) -> float:
+    """Of one call, or infinity where it is over the limit."""
+
+    def give_up(signum, frame):
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(LIMIT)
+    start = time.perf_counter()
+    try:
+        jax.block_until_ready(call())
+    except TimeoutError:
+        return math.inf
+    finally:
+        signal.alarm(0)
+    return time.perf_counter() - start
+
+
+def measure(name: str, row: Row, m: int, theirs_too: bool) -> dict[str, Any]:
+    """A cell: the median seconds of a call of each library."""
+    jacobians, gramians = problems(m, row.of_two_batches)
+    of_gramian = isinstance(row.ours(m), Weighting)
+    inputs = gramians if of_gramian else jacobians
+    ours, compilation = our_call(row, m, inputs)
+    calls = {"jaxjd": ours}
+    left_out = row.theirs is not None and not theirs_too
+    if row.theirs is not None and theirs_too:
+        theirs = their_call(row, m, inputs)
+        left_out = seconds_of(theirs) > LIMIT
+        if not left_out:
+            calls["torchjd"] = theirs
+    once = sum(min(seconds_of(call) for _ in range(2)) for call in calls.values())
+    seconds = alternating(
+        {
+            name: lambda call=call: jax.block_until_ready(call())
+            for name, call in calls.items()
+        },
+        int(np.clip(BUDGET / once, 3, 500)),
+    )
+    print(f"  {name}, m = {m}: {seconds}", flush=True)
+    return {
+        "aggregator": name,
+        "m": m,
+        "of": "G" if of_gramian else "J",
+        "compile_s": compilation,
+        "seconds": seconds,
+        "left_out": left_out,
+    }
+
+
+def ratio(cell: dict[str, Any]) -> float | None:
+    seconds = cell["seconds"]
+    return seconds["torchjd"] / seconds["jaxjd"] if "torchjd" in seconds else None
+
+
+def missed(cells: list[dict[str, Any]]) -> list[str]:
+    """The cells that are slower than TorchJD, or not as much faster as they should."""
+    lines = []
+    for cell in cells:
+        target = TARGET if cell["aggregator"] in SOLVED else 1
+        measured = ratio(cell)
+        if measured is not None and measured < target:
+            lines.append(
+                f"- {cell['aggregator']}, m = {cell['m']}: {measured:.2g}, not {target}"
+            )
+    return lines
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    sizes = sorted({cell["m"] for cell in cells})
+    head = ["aggregator", "from", *(f"µs, m = {m}" for m in sizes)]
+    head += [f"TorchJD, m = {m}" for m in sizes]
+    head += [f"ratio, m = {m}" for m in sizes] + ["compile s"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name in dict.fromkeys(cell["aggregator"] for cell in cells):
+        of_name = {cell["m"]: cell for cell in cells if cell["aggregator"] == name}
+        largest = of_name[max(of_name)]
+        texts = [name, largest["of"]]
+        texts += [microseconds(of_name.get(m), "jaxjd") for m in sizes]
+        texts += [microseconds(of_name.get(m), "torchjd") for m in sizes]
+        measured = [ratio(of_name[m]) if m in of_name else None for m in sizes]
+        texts += ["" if x is None else f"{x:.3g}" for x in measured]
+        texts.append(f"{largest['compile_s']:.2f}")
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def microseconds(cell: dict[str, Any] | None, library: str) -> str:
+    if cell is None:
+        return ""
+    if library not in cell["seconds"]:
+        return f"> {LIMIT} s" if cell["left_out"] else ""
+    return f"{1e6 * cell['seconds'][library]:,.0f}"
+
+
+def draw(cells: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """The ratios on a logarithmic axis, a line per aggregator, a dot per m."""
+    measured = [(cell, ratio(cell)) for cell in cells]
+    compared = [(cell, x) for cell, x in measured if x is not None]
+    best: dict[str, float] = {}
+    for cell, x in compared:
+        best[cell["aggregator"]] = max(x, best.get(cell["aggregator"], 0))
+    names = sorted(best, key=lambda name: best[name])
+    figure, axes = plt.subplots(
+        figsize=(6, 0.25 * len(names) + 1), layout="constrained"
+    )
+    colors = plt.get_cmap("viridis")
+    sizes = sorted({cell["m"] for cell in cells})
+    for i, m in enumerate(sizes):
+        dots = [(x, names.index(c["aggregator"])) for c, x in compared if c["m"] == m]
+        color = colors(i / max(len(sizes) - 1, 1))
+        axes.plot(*np.transpose(dots), "o", color=color, label=f"m = {m}", alpha=0.8)
+    axes.axvline(1, color="tab:gray", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("seconds of TorchJD / seconds of jaxjd, on the CPU")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="m <= 8")
+    parser.add_argument("--only", help="names of rows, with commas")
+    parser.add_argument("--out", type=pathlib.Path, default="benchmarks/results")
+    options = parser.parse_args()
+    compared = rows()
+    if options.only is not None:
+        compared = {name: compared[name] for name in options.only.split(",")}
+    on = machine(("jax", "torch", "torchjd", "cvxpy", "scipy"))
+
+    cells = []
+    for name, row in compared.items():
+        theirs_too = True
+        for m in QUICK_SIZES if options.quick else SIZES:
+            if m < row.least:
+                continue
+            cells.append(measure(name, row, m, theirs_too))
+            theirs_too = not cells[-1]["left_out"]
+
+    below = missed(cells)
+    text = "\n\n".join(
+        [
+            "# The weights, beside TorchJD's",
+            f"{METHOD.format(limit=LIMIT)}\n\nMeasured on {on}.",
+            table(cells),
+            f"Below the target, which is {TARGET} for {', '.join(sorted(SOLVED))}, "
+            "where TorchJD calls a solver or a loop in Python, and 1 for the others:",
+            "\n".join(below) if below else "none.",
+        ]
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    content = {"machine": on, "cells": cells}
+    (options.out / "weightings.json").write_text(json.dumps(content, indent=1) + "\n")
+    (options.out / "weightings.md").write_text(text + "\n")
+    draw(cells, options.out / "weightings.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
