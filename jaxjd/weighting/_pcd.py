@@ -119,7 +119,7 @@ def pcd(
 
 def _check_tau(tau, num_losses: int) -> Float[np.ndarray, " m"]:
     """One fraction for each loss; that of the primary one is not used."""
-    if jnp.ndim(tau) == 0:
+    if np.ndim(tau) == 0:
         return np.full(num_losses, check_number("tau", tau, "[0, 1]"))
     values = np.asarray(check_vector("tau", tau, nonnegative=True), float)
     if (values > 1).any():
