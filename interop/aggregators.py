@@ -8,6 +8,7 @@ Where a method is random, TorchJD draws the numbers, and jaxjd gets what it has 
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -102,7 +103,10 @@ def method_difference(precision: Precision, *, method: Method) -> float:
                 # JAX takes its arrays to be constant, so they have their own memory.
                 arrays = Inputs(*(to_jax(x.clone()) for x in tensors))
                 torch.manual_seed(number)
-                with Drawn() as drawn:
+                with (
+                    Drawn() as drawn,
+                    warnings.catch_warnings(action="ignore"),  # CVXPY's: it is slow.
+                ):
                     expected = theirs(getattr(tensors, method.takes))
                 if bool(drawn.tensors) != (method.draws is not None):
                     raise RuntimeError(

@@ -168,7 +168,8 @@ def test_the_same_from_every_engine():
 
     (dense, *others), parted = every(*models.examples(4))
     for other in others:
-        assert_allclose(models.ravel(other), models.ravel(dense), rtol=1e-9)
+        # Entries near zero are what is left of larger ones.
+        assert_allclose(models.ravel(other), models.ravel(dense), rtol=1e-9, atol=1e-13)
     assert jnp.isfinite(models.ravel(parted)).all()
     # Other weights: those of the group's own gradients.
     hidden = models.ravel(parted["hidden"]), models.ravel(dense["hidden"])
