@@ -154,6 +154,7 @@ COLUMNS = (
     "per-example",
     "TorchJD engine",
     "TorchJD UPGrad",
+    "TorchJD / jaxjd, UPGrad",
     "SGD, MB",
     "engine, MB",
     "UPGrad, MB",
@@ -177,9 +178,11 @@ def table(results: list[dict[str, Any]]) -> str:
             goal = "" if target is None else f" (≤ {target})"
             cells.append(f"{seconds[name] / seconds['SGD']:.2f}{goal}")
         torch = row.get("torchjd")
+        times = torch and torch["seconds"]
         for name in ("engine", "UPGrad"):
-            times = torch and torch["seconds"]
             cells.append(f"{times[name] / times['SGD']:.1f}" if times else "-")
+        faster = times and times["UPGrad"] / seconds["UPGrad"]
+        cells.append(f"{faster:.1f}" if faster else "-")
         cells += [f"{memory[name] / 1e6:.1f}" for name in ("SGD", "engine", "UPGrad")]
         for name in ("SGD", "engine"):
             cells.append(f"{torch['memory'][name] / 1e6:.1f}" if torch else "-")
@@ -195,13 +198,17 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name in dict.fromkeys(row["model"] for row in results):
+    names = dict.fromkeys(row["model"] for row in results)
+    for color, name in enumerate(names):
         rows = [row for row in results if row["model"] == name]
         ms = [row["m"] for row in rows]
         for kind, style in (("engine", "o--"), ("UPGrad", "s-")):
             ratios = [row["seconds"][kind] / row["seconds"]["SGD"] for row in rows]
-            axes.plot(ms, ratios, style, label=f"{name}, {kind}")
+            label = f"{name}, {kind}"
+            axes.plot(ms, ratios, style, color=f"C{color}", label=label)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row["m"] for row in results}))
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_xlabel("losses m (one per example)")
     axes.set_ylabel("time of a step / time of an SGD step")
     axes.axhline(1, color="gray", linewidth=0.5)
