@@ -256,7 +256,7 @@ CONDITION: Bounds = {"float32": 1e-4, "float64": 1e-12}
 INTERIOR_POINT: Bounds = {"float32": 1e-3, "float64": 1e-3}
 LEAST_SQUARES: Bounds = {"float32": 5e-5, "float64": 2e-6}
 
-SCALE_MODES: tuple[Literal["min", "median", "rmse"], ...] = ("min", "median", "rmse")
+SCALE_MODES: tuple[Any, ...] = ("min", "median", "rmse")
 
 METHODS = [
     Method(
