@@ -64,7 +64,7 @@ def worst_cosine(J, w):
     return (J @ update / np.linalg.norm(J, axis=1)).min() / np.linalg.norm(update)
 
 
-@pytest.mark.parametrize("m", [2, 8, 32, 128])
+@pytest.mark.parametrize("m", [2, 8, 32, pytest.param(128, marks=pytest.mark.slow)])
 def test_worst_cosine(m):
     families = [*problems.NOT_STATIONARY, opposed_pairs]
     cases = []

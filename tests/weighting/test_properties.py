@@ -476,6 +476,9 @@ def test_weakly_stationary(name):
     zero = zero_updates(name, strongly=False)
     if name in ZERO_AT_STATIONARY:
         assert zero.all()
+    elif name == "cagrad":
+        # Where its ball has a step that conflicts with nobody: no better one exists.
+        assert 0 < zero.sum() < len(zero)
     else:
         assert not zero.any()
 
