@@ -48,7 +48,7 @@ N = 1000
 PROBLEMS = 4
 # Seconds of a call of TorchJD, and for all calls of a cell.
 LIMIT = 20
-BUDGET = 2.0
+BUDGET = 1.0
 # TorchJD calls cvxpy, scipy, quadprog or a loop in Python that grows with m: ours is to
 # be this many times faster.
 SOLVED = {
