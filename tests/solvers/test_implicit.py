@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+import jaxjd
 from jaxjd.solvers import project_dual_cone
 from tests.solvers import problems
 
@@ -51,3 +52,15 @@ def test_the_gradient_is_finite_at_zero_and_symmetric():
         gradient = gradient_of_total(G)
         assert jnp.isfinite(gradient).all()
         np.testing.assert_array_equal(gradient, gradient.T)
+
+
+def test_through_the_weights_of_upgrad(x64):
+    rng = np.random.default_rng(3)
+    J = jnp.asarray(problems.conflicting(rng, 5))
+    weighting = jaxjd.weighting.upgrad()
+
+    @jax.jit
+    def weights(gramian):
+        return weighting((gramian + gramian.T) / 2)
+
+    check_grads(weights, (J @ J.T,), order=1, modes=["rev"], eps=1e-6, rtol=1e-5)
