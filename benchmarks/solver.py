@@ -6,7 +6,6 @@ solver.json and solver.png to `--out`, and prints the first.
 
 import argparse
 import functools
-import json
 import pathlib
 import time
 
@@ -19,6 +18,7 @@ import quadprog
 import torch
 from torchjd.aggregation import UPGradWeighting
 
+from benchmarks._results import FOLDER, save
 from benchmarks._solver_cases import SYNTHETIC, mnist, synthetic
 from benchmarks._solver_promise import promise_table
 from benchmarks._timing import alternating, machine
@@ -264,7 +264,7 @@ def draw(rows, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="m <= 32, few calls")
-    parser.add_argument("--out", type=pathlib.Path, default="benchmarks/results")
+    parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     options = parser.parse_args()
     sizes = [2, 4, 16, 32] if options.quick else [2, 4, 16, 32, 64, 128, 256, 512]
     rounds = 5 if options.quick else 15
@@ -291,10 +291,8 @@ def main():
             promise,
         ]
     )
-    options.out.mkdir(parents=True, exist_ok=True)
     content = {"machine": on, "rows": rows, "promise": promise_rows}
-    (options.out / "solver.json").write_text(json.dumps(content, indent=1) + "\n")
-    (options.out / "solver.md").write_text(text + "\n")
+    save(options.out, "solver", text, content)
     draw(rows, options.out / "solver.png")
     print(text)
 

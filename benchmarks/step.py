@@ -30,11 +30,11 @@ import jax.numpy as jnp
 
 import jaxjd
 from benchmarks._models import Model, models
+from benchmarks._results import FOLDER, save
 from benchmarks._timing import alternating, machine
 from jaxjd import engine
 from jaxjd.engine.structured import structured
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 RATE = 0.1
 
 # The ratios to SGD that this library aims at: (engine, with UPGrad).
@@ -187,7 +187,7 @@ def table(results: list[dict[str, Any]]) -> str:
         for name in ("SGD", "engine"):
             cells.append(f"{torch['memory'][name] / 1e6:.1f}" if torch else "-")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -236,11 +236,9 @@ def main() -> None:
             results.append(row)
             print(table([row]).splitlines()[-1], flush=True)
             # After each row: a run that is cut short leaves what it has measured.
-            RESULTS.mkdir(exist_ok=True)
-            (RESULTS / "step.md").write_text(f"{on}\n\n{table(results)}")
             record = {"machine": on, "rows": results}
-            (RESULTS / "step.json").write_text(json.dumps(record, indent=1))
-    draw(results, RESULTS / "step.png")
+            save(FOLDER, "step", f"{on}\n\n{table(results)}", record)
+    draw(results, FOLDER / "step.png")
     print(f"{on}\n\n{table(results)}")
 
 

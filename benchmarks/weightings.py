@@ -9,7 +9,6 @@ between the libraries in one process. Prints a table; writes `weightings.md`,
 
 import argparse
 import itertools
-import json
 import math
 import pathlib
 import signal
@@ -25,6 +24,7 @@ import torch
 import torchjd.aggregation as reference
 
 import jaxjd
+from benchmarks._results import FOLDER, save
 from benchmarks._timing import alternating, machine
 from jaxjd.weighting import Weighting
 
@@ -331,7 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="m <= 8")
     parser.add_argument("--only", help="names of rows, with commas")
-    parser.add_argument("--out", type=pathlib.Path, default="benchmarks/results")
+    parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     options = parser.parse_args()
     compared = rows()
     if options.only is not None:
@@ -358,10 +358,7 @@ def main() -> None:
             "\n".join(below) if below else "none.",
         ]
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    content = {"machine": on, "cells": cells}
-    (options.out / "weightings.json").write_text(json.dumps(content, indent=1) + "\n")
-    (options.out / "weightings.md").write_text(text + "\n")
+    save(options.out, "weightings", text, {"machine": on, "cells": cells})
     draw(cells, options.out / "weightings.png")
     print(text)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd.solvers._checks import as_gramian
+from jaxjd.solvers._checks import as_gramian, check_max_iterations
 from jaxjd.solvers._face_cg import matmul
 from jaxjd.solvers.least_distance import least_distance
 
@@ -64,13 +64,14 @@ def maximise_on_ball(
       Types narrower than float32 are solved in float32.
     - `u`: the weights of the centre.
     - `c`: the radius, relative to the centre.
-    - `mask`: False for losses that are left out, whose u must be 0.
+    - `mask`: False for losses that are left out.
     - `max_iterations`: problems of least distance at most.
 
     **Returns:** $\mu$ and how good it is. NaN or infinity in G gives NaN.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
-    floats, or `c` is negative.
+    floats, `u` or `mask` has not one entry per row of it, `c` is negative or
+    `max_iterations` is below 1.
 
     **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and its dual, in
     algorithm 1.
@@ -78,13 +79,21 @@ def maximise_on_ball(
     G = as_gramian(gramian)
     if not c >= 0:
         raise ValueError(f"`c` must be nonnegative. Got {c}.")
+    check_max_iterations(max_iterations)
     m, dtype = G.shape[0], G.dtype
     eps = float(jnp.finfo(dtype).eps)
-    present = jnp.ones(m, bool) if mask is None else mask
+    present = jnp.ones(m, bool) if mask is None else jnp.asarray(mask)
+    for name, vector in (("u", u), ("mask", present)):
+        if jnp.shape(vector) != (m,):
+            raise ValueError(
+                f"`{name}` must have shape ({m},), as `gramian` has shape {G.shape}. "
+                f"Got {jnp.shape(vector)}."
+            )
+    G = jnp.where(present[:, None] & present[None, :], G, 0)
     valid = jnp.all(jnp.isfinite(G))
     largest = jnp.max(jnp.diagonal(G))
     G = G / jnp.where(largest > 0, largest, 1)
-    u = jnp.asarray(u).astype(dtype)
+    u = jnp.where(present, jnp.asarray(u).astype(dtype), 0)
 
     Gu = matmul(G, u)
     centre2 = jnp.maximum(jnp.vdot(u, Gu), 0)
@@ -157,7 +166,7 @@ def maximise_on_ball(
     end = lax.while_loop(unfinished, step, begin)
 
     # On the sphere to rounding, whatever t was.
-    proven, norm = bound(end.mu)
+    _, norm = bound(end.mu)
     mu = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm, 1), 0) * end.mu
     # A level of 0 within the ball, and none above: zero serves the worst as well.
     nothing = end.stationary & (end.lower >= none)

@@ -59,7 +59,8 @@ def bargain(
     gives NaN.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
-    floats, `alpha` is not positive or `max_iterations` is below 1.
+    floats, `mask` has not one entry per row of it, `alpha` is not positive or
+    `max_iterations` is below 1.
 
     **Reference:** Navon et al. (2022), arXiv:2202.01017, equation 2, for $\alpha = 1$;
     Ban & Ji (2024), arXiv:2402.15638, equation 4.
@@ -71,6 +72,9 @@ def bargain(
     m, dtype = G.shape[0], G.dtype
     power = 1 / alpha
     if mask is not None:
+        if jnp.shape(mask) != (m,):
+            raise ValueError(f"`mask` must have shape ({m},). Got {jnp.shape(mask)}.")
+        mask = jnp.asarray(mask)
         G = jnp.where(mask[:, None] & mask[None, :], G, 0)
     # The equations scale: for s G the solution is s^(-1 / (1 + power)) w.
     largest = jnp.max(jnp.diagonal(G))

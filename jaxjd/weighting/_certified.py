@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxjd.solvers import Certificate
-from jaxjd.weighting._checks import check_gramian, check_mask
+from jaxjd.weighting._checks import present_only
 from jaxjd.weighting._weighting import Weighting, stateless
 
 
@@ -40,10 +40,7 @@ def certified(
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
-        gramian = check_gramian(gramian)
-        mask = check_mask(mask, gramian.shape[0])
-        present = mask[:, None] & mask[None]
-        weights, certificate = solve(jnp.where(present, gramian, 0), mask)
+        weights, certificate = solve(*present_only(gramian, mask))
         return weights, CertifiedState(worst(certificate, state.certificate))
 
     return Weighting(lambda: CertifiedState(unused()), update)

@@ -9,12 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxjd.solvers import Certificate, project_dual_cone
 from jaxjd.weighting._certified import unused, worst
-from jaxjd.weighting._checks import (
-    check_gramian,
-    check_integer,
-    check_mask,
-    check_num_losses,
-)
+from jaxjd.weighting._checks import check_integer, check_num_losses, present_only
 from jaxjd.weighting._weighting import Weighting
 
 
@@ -58,10 +53,7 @@ def projection(
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
-        gramian = check_gramian(gramian)
-        mask = check_mask(mask, gramian.shape[0])
-        present = mask[:, None] & mask[None]
-        gramian = jnp.where(present, gramian, 0)
+        gramian, mask = present_only(gramian, mask)
         if num_losses is not None:
             check_num_losses(num_losses, gramian)
         projected = project_dual_cone(
@@ -75,7 +67,8 @@ def projection(
             certificate = worst(projected.certificate, state.certificate)
             state = state._replace(certificate=certificate)
         if num_losses is not None:
-            # NaN is no place to begin: the solver would ignore it.
+            # After a batch that is not finite this is NaN, from which the solver does
+            # not begin: the next search is a cold one.
             solution = projected.solution.astype(state.solution.dtype)
             state = state._replace(solution=solution)
         return projected.solution.reshape(-1, gramian.shape[0]).sum(axis=0), state

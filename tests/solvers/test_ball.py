@@ -109,6 +109,25 @@ def test_zero_gradients_and_nan():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="`c` must be nonnegative. Got -1"):
         maximise_on_ball(np.eye(2), np.ones(2), -1)
+    with pytest.raises(ValueError, match=r"`u` must have shape \(2,\).*Got \(3,\)"):
+        maximise_on_ball(np.eye(2), np.ones(3), 1)
+    with pytest.raises(ValueError, match=r"`mask` must have shape \(2,\)"):
+        maximise_on_ball(np.eye(2), np.ones(2), 1, mask=np.ones(3, bool))
+    with pytest.raises(ValueError, match="`max_iterations` must be at least 1. Got 0"):
+        maximise_on_ball(np.eye(2), np.ones(2), 1, max_iterations=0)
+
+
+def test_losses_that_are_left_out(x64):
+    J = np.random.default_rng(6).normal(size=(M, 9))
+    kept = np.array([1, 0, 1, 1, 0, 1], bool)
+    G = J @ J.T
+    alone = maximise_on_ball(G[kept][:, kept], np.full(4, 0.25), 0.5).solution
+    # Whatever is in their rows and columns, and in their weights of the centre.
+    G[~kept] = G[:, ~kept] = np.nan
+    centre = np.where(kept, 0.25, 7.0)
+    together = maximise_on_ball(G, centre, 0.5, mask=kept).solution
+    np.testing.assert_array_equal(together[~kept], 0)
+    np.testing.assert_allclose(together[kept], alone, rtol=1e-9, atol=1e-12)
 
 
 def test_a_gradient_of_zero_and_two_opposed_ones(x64):
