@@ -33,7 +33,7 @@ from benchmarks._models import Model, models
 from benchmarks._results import FOLDER, save
 from benchmarks._timing import alternating, machine
 from jaxjd import engine
-from jaxjd.engine.structured import structured
+from jaxjd.engine.structured import plan, structured
 
 RATE = 0.1
 
@@ -74,7 +74,8 @@ def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
                 identity=model.loss,
             )
             leaves, tree = jax.tree.flatten(params)
-            jacobian, _ = structured(function, inputs, places[: len(leaves)])
+            found = plan(function, places[: len(leaves)])
+            jacobian, _ = structured(found, inputs)
             direction = jacobian.vjp(weighting(jacobian.gramian()))
             return descend(params, jax.tree.unflatten(tree, direction))
 

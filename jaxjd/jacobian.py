@@ -262,6 +262,7 @@ def value_and_jac(
     has_aux: bool = False,
     method: Method = "auto",
     chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
 ) -> Callable[..., tuple[Any, Jacobian]]:
     """Evaluate a vector of losses and its Jacobian, as `jax.value_and_grad` does one.
 
@@ -283,11 +284,17 @@ def value_and_jac(
       and one backward pass leave activations and their cotangents, from which inner
       products and combinations of rows follow; see [`jaxjd.explain`][]. `"chunked"`
       computes rows when they are needed. `"dense"` materialises all m of them.
-      `"auto"` is `"structured"` for functions of one example, else `"chunked"`.
+      `"auto"` is `"structured"` for functions of one example, and for others without a
+      `chunk_size` whose parameters outweigh the activations; else `"chunked"`.
     - `chunk_size`: how many rows, or the activations of how many losses, may be in
       memory at once; by default all. Never less than two rows, as two are needed to
       compare them, nor less than one example. Smaller needs less memory and more time:
       about `m / chunk_size` backward passes per row.
+    - `contraction`: how the structured method computes the inner products of a
+      parameter's gradients: `"pairs"`, from activations and cotangents of all pairs of
+      positions; `"rows"`, by forming the gradients of this parameter; `"auto"`, the
+      cheaper by operations and bytes. A pytree like the parameters or a prefix of them.
+      A parameter that has only one way, as a bias has, keeps it.
 
     **Returns:** a function that takes the arguments of `fun` and returns the losses
     (or the pair of losses and auxiliary output) and a [`jaxjd.Jacobian`][].
@@ -298,15 +305,21 @@ def value_and_jac(
     """
     check_method(method)
     check_chunk_size(chunk_size)
+    if contraction != "auto" and method not in ("auto", "structured"):
+        raise ValueError(
+            '`contraction` is of method="structured" only. '
+            f"Got {contraction!r} for method={method!r}."
+        )
 
     @functools.wraps(fun)
     def value_and_jac_fun(*args: Any) -> tuple[Any, Jacobian]:
         found = trace(fun, argnums, in_axes, has_aux, args)
         function, inputs, positions = found.function, found.inputs, found.positions
         m = found.losses.num_losses
-        if method == "structured" or (method == "auto" and in_axes is not None):
+        plan = structured_plan(found, method, chunk_size, contraction)
+        if plan is not None:
             # The losses come from the forward pass that the Jacobian needs.
-            rows, outputs = engine.structured(function, inputs, positions, chunk_size)
+            rows, outputs = engine.structured(plan, inputs, chunk_size)
         else:
             if method == "dense":
                 rows = engine.dense(function, inputs, positions)
@@ -331,6 +344,7 @@ def jac(
     has_aux: bool = False,
     method: Method = "auto",
     chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
 ) -> Callable[..., Any]:
     """The Jacobian of a vector of losses, as `jax.grad` is the gradient of one.
 
@@ -348,6 +362,7 @@ def jac(
         has_aux=has_aux,
         method=method,
         chunk_size=chunk_size,
+        contraction=contraction,
     )
 
     @functools.wraps(fun)
@@ -364,6 +379,7 @@ def explain(
     *,
     in_axes: Sequence[Any] | None = None,
     has_aux: bool = False,
+    contraction: PyTree[engine.Choice] = "auto",
 ) -> Callable[..., engine.Explanation]:
     """Say how `method="structured"` treats each parameter, and what that costs.
 
@@ -385,7 +401,9 @@ def explain(
             keystr(path) or "the parameter"
             for path, _ in jax.tree_util.tree_leaves_with_path(everything)
         ]
-        return engine.explain(found.function, found.inputs, found.positions, names)
+        choices = as_choices(contraction, found.parameters)
+        plan = engine.plan(found.function, found.positions, choices)
+        return engine.explain(plan, found.inputs, names)
 
     return explain_fun
 
@@ -449,6 +467,23 @@ def trace(
     )
 
 
+def structured_plan(
+    found: Traced,
+    method: Method,
+    chunk_size: int | None,
+    contraction: PyTree[engine.Choice],
+) -> engine.Plan | None:
+    """What the structured method is to do, or None if the method is another one."""
+    if method not in ("auto", "structured"):
+        return None
+    choices = as_choices(contraction, found.parameters)
+    plan = engine.plan(found.function, found.positions, choices)
+    if method == "structured" or found.function.axes is not None:
+        return plan
+    # Of a function of all losses nothing but rows can be taken in chunks.
+    return plan if chunk_size is None and engine.saves_memory(plan) else None
+
+
 def check_method(method: str) -> None:
     if method not in get_args(Method):
         known = ", ".join(map(repr, get_args(Method)))
@@ -462,6 +497,18 @@ def check_chunk_size(chunk_size: int | None) -> None:
         raise TypeError(f"`chunk_size` must be an integer or None. Got {chunk_size!r}.")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1. Got {chunk_size}.")
+
+
+def as_choices(
+    contraction: PyTree[engine.Choice], parameters: Parameters
+) -> list[engine.Choice]:
+    """One choice per parameter, from a prefix tree of them."""
+    choices = parameters.broadcast("contraction", contraction)
+    for choice in choices:
+        if choice not in get_args(engine.Choice):
+            known = ", ".join(map(repr, get_args(engine.Choice)))
+            raise ValueError(f"`contraction` must be one of {known}. Got {choice!r}.")
+    return choices
 
 
 def check_argnums(argnums: Sequence[int], num_args: int) -> list[int]:

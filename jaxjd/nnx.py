@@ -85,6 +85,7 @@ def value_and_jac(
     has_aux: bool = False,
     method: jacobian.Method = "auto",
     chunk_size: int | None = None,
+    contraction: Any = "auto",
 ) -> Callable[..., tuple[Any, Jacobian]]:
     """Evaluate the losses of an nnx model and their Jacobian: `nnx.value_and_grad`.
 
@@ -98,7 +99,8 @@ def value_and_jac(
     - `argnums`: the position of the model.
     - `wrt`: the type of the variables to differentiate, the same that is given to
       `nnx.Optimizer`.
-    - `in_axes`, `has_aux`, `method`, `chunk_size`: as in [`jaxjd.value_and_jac`][].
+    - `in_axes`, `has_aux`, `method`, `chunk_size`, `contraction`: as in
+      [`jaxjd.value_and_jac`][].
 
     **Returns:** a function that takes the arguments of `fun` and returns the losses (or
     the pair of losses and auxiliary output) and a [`jaxjd.nnx.Jacobian`][], which
@@ -136,7 +138,12 @@ def value_and_jac(
             example = jnp.arange(num_examples(others, other_axes))
             axes = (None, None, 0, *other_axes)
         (losses, (aux, left)), jac = jacobian.value_and_jac(
-            pure, in_axes=axes, has_aux=True, method=method, chunk_size=chunk_size
+            pure,
+            in_axes=axes,
+            has_aux=True,
+            method=method,
+            chunk_size=chunk_size,
+            contraction=contraction,
         )(as_pure(params), kept, example, *others)
         if axes is not None:
             # Keys were made per example, counts are the same for all.

@@ -440,6 +440,72 @@ def test_chunks_bound_the_memory_of_activations():
     assert temporary(256, 8) - temporary(64, 8) < 2 * 4 * 256**2
 
 
+@pytest.mark.parametrize("batch", [16, 2048])
+def test_losses_of_tasks_need_no_rows_where_parameters_outweigh_activations(batch):
+    depth, width, m = 4, 128, 4
+
+    def losses(params, x):
+        for weight in params["trunk"]:
+            x = jnp.tanh(x @ weight)
+        return jnp.mean((x @ params["heads"]) ** 2, axis=0)
+
+    def temporary(method: str) -> int:
+        def step(params, x):
+            jac = jaxjd.jac(losses, method=method)(params, x)
+            return jac.vjp(jac.gramian()[0])
+
+        trunk = [jnp.ones((width, width), jnp.float32)] * depth
+        params = {"trunk": trunk, "heads": jnp.ones((width, m), jnp.float32)}
+        compiled = jax.jit(step).lower(params, jnp.ones((batch, width), jnp.float32))
+        return compiled.compile().memory_analysis().temp_size_in_bytes
+
+    least = min(("chunked", "structured"), key=temporary)
+    assert least == ("structured" if batch == 16 else "chunked")
+    assert temporary("auto") == temporary(least)
+    if least == "structured":  # Of the order of the largest leaf times m.
+        assert temporary("auto") < m * 4 * width**2 < temporary("chunked")
+
+
+class TestContraction:
+    @pytest.mark.parametrize(
+        "contraction",
+        ["pairs", "rows", {"hidden": ("pairs", "rows"), "scale": "auto"}],
+    )
+    @pytest.mark.parametrize("chunk_size", [None, 3])
+    def test_any_choice_is_exact(self, contraction, chunk_size):
+        params, (x, y) = models.parameters(), models.examples()
+        jac = jaxjd.jac(
+            models.loss,
+            in_axes=(None, 0, 0),
+            chunk_size=chunk_size,
+            contraction=contraction,
+        )(params, x, y)
+        together = models.batched(models.loss)
+        check_operator(jac, models.brute_force(together, params, x, y))
+
+    @pytest.mark.parametrize("way", ["pairs", "rows"])
+    def test_the_choice_is_explained(self, way):
+        params, (x, y) = models.parameters(), models.examples()
+        explanation = jaxjd.explain(
+            models.loss,
+            in_axes=(None, 0, 0),
+            contraction={"hidden": way, "scale": "auto"},
+        )(params, x, y)
+        ways = {row.name: row.contraction for row in explanation.rows}
+        assert ways["['hidden'][0]"] == way
+        assert ways["['hidden'][1]"] == "rows"  # A bias has no other.
+
+    def test_refused(self):
+        params, (x, y) = models.parameters(), models.examples()
+        with pytest.raises(ValueError, match="`contraction` .*'pairs' for method='den"):
+            jaxjd.jac(models.loss, method="dense", contraction="pairs")
+        make = functools.partial(jaxjd.jac, models.loss, in_axes=(None, 0, 0))
+        with pytest.raises(ValueError, match="must be one of 'auto', .*Got 'gram'"):
+            make(contraction="gram")(params, x, y)
+        with pytest.raises(ValueError, match="`contraction` must be structured like"):
+            make(contraction={"hidden": "rows"})(params, x, y)
+
+
 class TestErrors:
     def test_method(self):
         message = "`method` must be one of 'auto', 'dense', 'chunked', 'str.*Got 'fast'"

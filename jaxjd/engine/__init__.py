@@ -19,7 +19,11 @@ from jaxjd.engine.chunked import Chunked as Chunked
 from jaxjd.engine.chunked import products_by_blocks as products_by_blocks
 from jaxjd.engine.dense import Dense as Dense
 from jaxjd.engine.dense import dense as dense
+from jaxjd.engine.structured import Choice as Choice
 from jaxjd.engine.structured import Explanation as Explanation
+from jaxjd.engine.structured import Plan as Plan
 from jaxjd.engine.structured import Structured as Structured
 from jaxjd.engine.structured import explain as explain
+from jaxjd.engine.structured import plan as plan
+from jaxjd.engine.structured import saves_memory as saves_memory
 from jaxjd.engine.structured import structured as structured

@@ -48,10 +48,18 @@ class LossFunction:
         return hash((self.fun, self.key))
 
     @property
+    def loss_avals(self) -> list[Any]:
+        return [v.aval for v in self.jaxpr.outvars[: self.num_loss_leaves]]
+
+    @property
     def loss_dtype(self) -> jnp.dtype:
-        leaves = self.jaxpr.outvars[: self.num_loss_leaves]
         with jax.numpy_dtype_promotion("standard"):
-            return jnp.result_type(*[leaf.aval.dtype for leaf in leaves])
+            return jnp.result_type(*[aval.dtype for aval in self.loss_avals])
+
+    @property
+    def losses_per_call(self) -> int:
+        """k: m, or the number of losses of one example."""
+        return sum(aval.size for aval in self.loss_avals)
 
     def outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """The leaves of the losses and of the auxiliary output."""
@@ -73,7 +81,7 @@ class LossFunction:
         return next(x.shape[axis] for x, axis in axes if axis is not None)
 
     def losses(self, inputs: Sequence[Array]) -> Float[Array, " k"]:
-        """All losses of one call in one vector: k = m, or those of one example."""
+        """All k losses of one call in one vector."""
         leaves, _ = self.outputs(inputs)
         return jnp.concatenate([x.astype(self.loss_dtype).ravel() for x in leaves])
 

@@ -35,8 +35,7 @@ def both_passes(
     """The losses and the other outputs of all examples, and what the passes leave."""
     function = plan.function
     dtype = function.loss_dtype
-    leaves = function.jaxpr.outvars[: function.num_loss_leaves]
-    num_losses = sum(leaf.aval.size for leaf in leaves)
+    num_losses = function.losses_per_call
 
     def one(inputs):
         def outputs(perturbations, direct):

@@ -8,7 +8,7 @@ the gradients of all pairs:
   of all pairs of examples, without any gradient in memory;
 - by rows: form the gradients of this one parameter, and multiply them.
 
-`choose` says which, from the shapes alone.
+`choose` says which, from the shapes alone, unless the user does.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from jaxjd.engine import _contract
 from jaxjd.engine.structured._rules import Sizes
 
 Contraction = Literal["pairs", "rows"]
+Choice = Literal["auto", Contraction]
 
 # How many multiplications and additions a core does while it moves one byte to or from
 # memory. Of processors in use it is 5 to 20, and no choice that matters hangs on it.
@@ -113,9 +114,15 @@ def costs(
 
 
 def choose(
-    sizes: Sizes, num_examples: int, num_losses: int, one_hot: bool
+    sizes: Sizes,
+    num_examples: int,
+    num_losses: int,
+    one_hot: bool,
+    choice: Choice = "auto",
 ) -> Contraction:
-    """The cheaper way, by operations and bytes."""
+    """The way that the user wants, or the cheaper one, by operations and bytes."""
+    if choice != "auto":
+        return choice
     of = costs(sizes, num_examples, num_losses, one_hot)
     return min(of, key=lambda way: of[way].time)
 

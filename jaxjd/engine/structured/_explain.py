@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxjd.engine._function import LossFunction
 from jaxjd.engine.structured import _contraction
 from jaxjd.engine.structured._contraction import Cost
-from jaxjd.engine.structured._plan import Group, Plan, plan
+from jaxjd.engine.structured._plan import Group, Plan
 from jaxjd.engine.structured._rules import Sizes
 
 # The gradient with respect to an operand of these is as large as the result: they need
@@ -55,35 +54,30 @@ class Explanation:
 
 
 def explain(
-    function: LossFunction,
-    inputs: Sequence[jax.Array],
-    argnums: Sequence[int],
-    names: Sequence[str],
+    plan: Plan, inputs: Sequence[jax.Array], names: Sequence[str]
 ) -> Explanation:
     """Say for each parameter which rule it gets, and what its products will cost."""
-    found = plan(function, argnums)
-    m = function.num_examples(list(inputs)) or 1
-    losses = function.jaxpr.outvars[: function.num_loss_leaves]
-    k = sum(variable.aval.size for variable in losses)
+    m = plan.function.num_examples(list(inputs)) or 1
+    k = plan.function.losses_per_call
     by_leaf = {
         leaf: (group, groups)
-        for groups in found.groups_of(argnums)
+        for groups in plan.groups_of(plan.argnums)
         for group in groups
         for leaf in group.leaves
     }
     rows = []
-    for leaf, name in zip(argnums, names, strict=True):
+    for leaf, name in zip(plan.argnums, names, strict=True):
         shape = inputs[leaf].shape
         if leaf not in by_leaf:
             row = Row(name, shape, "unused", "none", Cost(0, 0))
         else:
-            row = _row(found, *by_leaf[leaf], leaf, name, shape, m, k)
+            row = _row(plan, *by_leaf[leaf], leaf, name, shape, m, k)
         rows.append(row)
     return Explanation(tuple(rows))
 
 
 def _row(
-    found: Plan,
+    plan: Plan,
     group: Group,
     together: Sequence[Group],
     leaf: int,
@@ -92,9 +86,9 @@ def _row(
     m: int,
     k: int,
 ) -> Row:
-    uses = [found.uses[n] for n in group.uses if leaf in found.uses[n].node.leaves]
+    uses = [plan.uses[n] for n in group.uses if leaf in plan.uses[n].node.leaves]
     rules = dict.fromkeys(use.eqn.primitive.name for use in uses)
-    reasons = sorted(found.direct.get(leaf, ()))
+    reasons = sorted(plan.direct.get(leaf, ()))
     size = 1
     for n in shape:
         size *= n
@@ -112,10 +106,10 @@ def _row(
         costs = _contraction.costs(sizes, m, k, first.one_hot)
         if group.uniform:
             # As one with those that share its left factor; the cost is that of its own.
-            firsts = [found.uses[other.uses[0]] for other in together]
+            firsts = [plan.uses[other.uses[0]] for other in together]
             outputs = sum(use.bilinear.sizes.o for use in firsts)
             joint = dataclasses.replace(sizes, o=outputs)
-            way = _contraction.choose(joint, m, k, first.one_hot)
+            way = _contraction.choose(joint, m, k, first.one_hot, group.choice)
         cost = costs[way]
     unruled = [reason for reason in reasons if reason not in ELEMENTWISE]
     rules |= dict.fromkeys(reason for reason in reasons if reason in ELEMENTWISE)

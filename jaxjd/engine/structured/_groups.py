@@ -36,7 +36,8 @@ def contraction(point: Point, groups: Sequence[Group]) -> Contraction:
         return "rows"
     factors = _factors_of(point, groups)
     m, k = factors.right.shape[:2]
-    return _contraction.choose(factors.sizes(), m, k, factors.one_hot)
+    choice = groups[0].choice
+    return _contraction.choose(factors.sizes(), m, k, factors.one_hot, choice)
 
 
 def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array, "a b"]:

@@ -14,6 +14,7 @@ import jax
 
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine.structured import _node
+from jaxjd.engine.structured._contraction import Choice
 from jaxjd.engine.structured._walk import Use, Value, Walk
 
 
@@ -25,12 +26,15 @@ class Group:
     - `uses`: positions among the uses of the plan.
     - `uniform`: whether all gradients are sums of uses in the same form, whose inner
       products are those of the gradients. There is one parameter then.
-    - `left`: equal for uniform groups whose left factors are equal.
+    - `choice`: the contraction that the user wants of a uniform group.
+    - `left`: equal for uniform groups that are contracted together: their left factors
+      and their choices are equal.
     """
 
     leaves: tuple[int, ...]
     uses: tuple[int, ...]
     uniform: bool
+    choice: Choice
     left: Hashable
 
 
@@ -38,23 +42,29 @@ class Group:
 class Plan:
     """What is known of a function before any number is: static under `jit`.
 
+    - `choices`: per parameter the contraction that the user wants.
     - `direct`: for each parameter that is perturbed itself, in which primitives.
     """
 
     function: LossFunction
     argnums: tuple[int, ...]
+    choices: tuple[Choice, ...]
     uses: tuple[Use, ...]
     direct: dict[int, frozenset[str]]
     groups: tuple[Group, ...]
 
     def __eq__(self, other: object) -> bool:
-        # Everything else follows from these two.
         if not isinstance(other, Plan):
             return NotImplemented
-        return self.function == other.function and self.argnums == other.argnums
+        return self._key == other._key
 
     def __hash__(self) -> int:
-        return hash((self.function, self.argnums))
+        return hash(self._key)
+
+    @property
+    def _key(self) -> Hashable:
+        # Everything else follows from these.
+        return self.function, self.argnums, self.choices
 
     @property
     def recorded_depths(self) -> list[int]:
@@ -79,32 +89,52 @@ def walked(
     walk: Walk,
 ) -> tuple[list[Any], list[Any]]:
     """One walk through the function of one example: its losses, its other outputs."""
-    axes = function.axes or (None,) * len(inputs)
     values = []
-    for position, (array, axis) in enumerate(zip(inputs, axes, strict=True)):
+    for position, array in enumerate(inputs):
         is_parameter = position in argnums
-        node = _node.input_node(position, is_parameter) if axis is None else None
+        # Of a function of all losses, all that is no parameter is the one example.
+        shared = function.axes is not None and function.axes[position] is None
+        node = None
+        if is_parameter or shared:
+            node = _node.input_node(position, is_parameter)
         values.append(Value(array, node, perturbed.get(position, array)))
     outputs = walk.run(function.jaxpr, values)
     losses = [walk.taken(v, "a loss") for v in outputs[: function.num_loss_leaves]]
     return losses, [v.array for v in outputs[function.num_loss_leaves :]]
 
 
-def plan(function: LossFunction, argnums: Sequence[int]) -> Plan:
-    """Find the uses, by a walk on abstract values."""
+def plan(
+    function: LossFunction,
+    argnums: Sequence[int],
+    choices: Sequence[Choice] | None = None,
+) -> Plan:
+    """Find the uses, by a walk on abstract values.
+
+    **Arguments:**
+
+    - `argnums`: the positions of the differentiated parameters among the inputs.
+    - `choices`: for each of them the contraction wanted; by default "auto".
+    """
+    if choices is None:
+        choices = ("auto",) * len(argnums)
     avals = [v.aval for v in (*function.jaxpr.constvars, *function.jaxpr.invars)]
     inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     walk = Walk()
     jax.eval_shape(lambda *args: walked(function, argnums, args, {}, walk)[0], *inputs)
     direct = {leaf: frozenset(reasons) for leaf, reasons in walk.direct.items()}
-    groups = group(argnums, walk.uses, direct)
-    return Plan(function, tuple(argnums), tuple(walk.uses), direct, groups)
+    choice_of = dict(zip(argnums, choices, strict=True))
+    groups = group(choice_of, walk.uses, direct)
+    return Plan(
+        function, tuple(argnums), tuple(choices), tuple(walk.uses), direct, groups
+    )
 
 
 def group(
-    argnums: Sequence[int], uses: Sequence[Use], direct: dict[int, frozenset[str]]
+    choice_of: dict[int, Choice],
+    uses: Sequence[Use],
+    direct: dict[int, frozenset[str]],
 ) -> tuple[Group, ...]:
-    linked = [{leaf} for leaf in argnums]
+    linked = [{leaf} for leaf in choice_of]
     for use in uses:
         touched = [leaves for leaves in linked if leaves & use.node.leaves]
         linked = [leaves for leaves in linked if not leaves & use.node.leaves]
@@ -120,8 +150,10 @@ def group(
             and not leaves & direct.keys()
             and uses[found[0]].node.is_isometric
         )
-        left = tuple(reading(uses[n]) for n in found) if uniform else object()
-        groups.append(Group(tuple(sorted(leaves)), found, uniform, left))
+        choice = choice_of[min(leaves)]
+        readings = tuple(reading(uses[n]) for n in found)
+        left = (choice, readings) if uniform else object()
+        groups.append(Group(tuple(sorted(leaves)), found, uniform, choice, left))
     return tuple(sorted(groups, key=lambda group: group.leaves))
 
 

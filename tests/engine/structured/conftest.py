@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import keystr
 
 from jaxjd import engine
-from jaxjd.engine.structured import structured
+from jaxjd.engine.structured import plan, structured
 
 NUM_EXAMPLES = 3
 # The code that is compiled runs once, so compiling is what takes time.
@@ -41,7 +41,8 @@ def traced(fun, params, *examples, in_axes=None):
         lambda *args: (fun(*args), None), (params, *examples), axes, identity=fun
     )
     paths = [keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    jacobian, (losses, _) = structured(function, inputs, places[: len(paths)])
+    found = plan(function, places[: len(paths)])
+    jacobian, (losses, _) = structured(found, inputs)
     return jacobian, losses, paths
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxjd import engine
-from jaxjd.engine.structured import _rules, explain
+from jaxjd.engine.structured import _rules, explain, plan
 from tests.engine.structured.conftest import normal, traced
 
 m = 3
@@ -21,7 +21,7 @@ def explained(fun, params, x):
     function, inputs, places, _, _ = engine.trace(
         lambda *args: (fun(*args), None), (params, x), (None, 0), identity=fun
     )
-    return explain(function, inputs, places[: len(params)], list(params))
+    return explain(plan(function, places[: len(params)]), inputs, list(params))
 
 
 def test_rule_is_what_makes_the_result(agrees, monkeypatch):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxjd import engine
-from jaxjd.engine.structured import StructuredChunks, structured
+from jaxjd.engine.structured import StructuredChunks, plan, structured
 from tests.engine.structured.conftest import (
     brute_force,
     normal,
@@ -42,7 +42,7 @@ def chunked(chunk_size, params=PARAMS):
         (None, 0, 0),
         identity=fun,
     )
-    return structured(function, inputs, places[: len(params)], chunk_size)
+    return structured(plan(function, places[: len(params)]), inputs, chunk_size)
 
 
 @pytest.fixture
@@ -158,7 +158,8 @@ def test_chunks_need_less_memory():
             function, inputs, places, _, _ = engine.trace(
                 lambda *args: (fun(*args), None), (w, x), (None, 0), identity=fun
             )
-            return structured(function, inputs, places[:1], chunk_size)[0].gramian()
+            found = plan(function, places[:1])
+            return structured(found, inputs, chunk_size)[0].gramian()
 
         w = jax.ShapeDtypeStruct((32, 32), jnp.float32)
         return (
@@ -169,7 +170,7 @@ def test_chunks_need_less_memory():
 
 
 def test_all_losses_at_once(expected):
-    """Without examples there is nothing to tell apart: every parameter is direct."""
+    """What is no parameter is the one example; `u` and `w` have rules as ever."""
 
     def losses(p):
         return jax.vmap(lambda x, y: fun(p, x, y))(*EXAMPLES)
@@ -179,7 +180,8 @@ def test_all_losses_at_once(expected):
     )
 
     def gramian(inputs):
-        jacobian, (values, _) = structured(function, inputs, places)
+        jacobian, (values, _) = structured(plan(function, places), inputs)
+        assert {places[0]} == jacobian.plan.direct.keys()
         return values[0].ravel(), jacobian.gramian()
 
     values, gramian = quickly(gramian, inputs)
@@ -240,7 +242,7 @@ def test_aux_comes_from_the_same_pass():
     function, inputs, places, _, _ = engine.trace(
         losses_and_aux, (p, x), (None, 0), identity=losses_and_aux
     )
-    _, outputs = structured(function, inputs, places[:1])
+    _, outputs = structured(plan(function, places[:1]), inputs)
     wanted = function.all_outputs(inputs)
     for actual, value in zip(
         jax.tree.leaves(outputs), jax.tree.leaves(wanted), strict=True

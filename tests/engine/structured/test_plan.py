@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxjd import engine
+from jaxjd.engine.structured import plan, structured
 from tests.engine.structured.conftest import normal, quickly, relative, traced
 
 GATES = {"z": normal(4, 4), "r": normal(4, 4), "wide": normal(4, 6)}
@@ -20,6 +22,32 @@ def test_gates_share_their_operand():
     jacobian, _, _ = traced(cell, GATES, normal(3, 5, 4))
     assert [x.shape for x in jacobian.passes.recorded] == [(5, 3, 4)]
     assert [len(x) for x in jacobian.plan.groups_of(jacobian.argnums)] == [3]
+
+
+def test_gates_of_different_choices_are_apart():
+    fun, x = cell, normal(3, 5, 4)
+    function, inputs, places, _, _ = engine.trace(
+        lambda *args: (fun(*args), None), (GATES, x), (None, 0), identity=fun
+    )
+    choices = ("rows", "pairs", "rows")
+    found = plan(function, places[:3], choices)
+    assert [
+        [group.choice for group in each] for each in found.groups_of(places[:3])
+    ] == [
+        ["rows", "rows"],
+        ["pairs"],
+    ]
+    assert found == plan(function, places[:3], choices)
+    assert found != plan(function, places[:3])
+
+    def gramians(inputs):
+        return [
+            structured(plan(function, places[:3], choices), inputs)[0].gramian()
+            for choices in (choices, None)
+        ]
+
+    mixed, joint = quickly(gramians, inputs)
+    assert relative(mixed, joint) < 1e-12
 
 
 def test_some_of_the_gates():
