@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from optax.experimental import aggregating
 
 from jaxjd.engine import accumulation_dtype
+from jaxjd.solvers._face_cg import matmul
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter
 from jaxjd.weighting._checks import check_integer, check_mask, check_number
@@ -119,7 +120,10 @@ def excess_mtl(
             present = jnp.where(along_rows(mask, rows), rows, 0).astype(total.dtype)
             total += present**2
             risks = present**2 / jnp.sqrt(total + EPSILON)
-            return total, risks.reshape(num_losses, -1).sum(1, dtype=dtype)
+            # XLA adds along rows one by one on a CPU, and multiplies by all cores.
+            flat = risks.reshape(num_losses, -1)
+            ones = jnp.ones(flat.shape[1], flat.dtype)
+            return total, matmul(flat, ones).astype(dtype)
 
         squares, risks = zip(*by_parameter(jacobian, accumulate, old), strict=True)
         risks = jnp.stack(risks).sum(0)

@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxjd
+from jaxjd.transform._trimmed_mean import MAX_PASSES
 from tests import models
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -30,6 +31,30 @@ def test_values():
     assert_array_equal(trimmed(1, one), [3.0])
     assert_array_equal(trimmed(0, one[:1]), [1.0])
     assert not trimmed(2, jnp.zeros((5, 3))).any()
+
+
+@pytest.mark.parametrize("trim_number", [0, 1, 3, MAX_PASSES + 1])
+def test_entries_that_are_equal(trim_number):
+    """Few values, infinities among them, so that most of the dropped ones tie."""
+    values = np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf])
+    chances = [0.03, 0.3, 0.1, 0.3, 0.24, 0.03]
+    one = jnp.asarray(np.random.default_rng(0).choice(values, (31, 200), p=chances))
+    ordered = np.sort(one, axis=0)
+    with np.errstate(invalid="ignore"):  # The mean of both infinities.
+        expected = ordered[trim_number : 31 - trim_number].mean(0)
+    assert np.isfinite(expected).any()
+    assert (not np.isfinite(expected).all()) == (trim_number <= 3)
+    assert_allclose(trimmed(trim_number, one), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("trim_number", [2, MAX_PASSES + 1])
+def test_derivative(trim_number):
+    """Each entry that is kept moves the mean of its coordinate as much as another."""
+    one = rows(m=29)
+    gradient = jax.grad(lambda one: trimmed(trim_number, one).sum())(one)
+    ranks = np.argsort(np.argsort(one, axis=0), axis=0)
+    kept = (trim_number <= ranks) & (ranks < 29 - trim_number)
+    assert_allclose(gradient, kept / (29 - 2 * trim_number), rtol=1e-12)
 
 
 def test_corrupted_losses_move_nothing_out_of_the_range_of_the_others():
