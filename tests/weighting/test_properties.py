@@ -485,7 +485,8 @@ def test_weakly_stationary(name):
 
 def rows_of_page():
     """The cells of each row by the name of the aggregator."""
-    lines = re.findall(r"^\| `(\w+)` \|(.*)\|$", PAGE.read_text(), re.MULTILINE)
+    section = PAGE.read_text().split("\n## ")[0]
+    lines = re.findall(r"^\| `(\w+)` \|(.*)\|$", section, re.MULTILINE)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in lines}
 
 
