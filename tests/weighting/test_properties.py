@@ -279,7 +279,8 @@ def outside_of_span(J, update):
     """How much of an update is no combination of rows, beside the Jacobian [b]."""
     inside = np.linalg.pinv(J, rcond=1e-10) @ J
     rest = update - np.einsum("bij,bj->bi", inside, update)
-    return np.linalg.norm(rest, axis=1) / np.linalg.norm(J, axis=(1, 2))
+    size = np.linalg.norm(J, axis=(1, 2))
+    return np.linalg.norm(rest, axis=1) / np.where(size > 0, size, 1)
 
 
 class Counterexample(NamedTuple):

@@ -1,0 +1,92 @@
+"""Do the claimed properties survive a search for Jacobians on which they do not hold?
+
+The random ones of `test_properties` have no two rows that are equal, opposed, zero or
+orthogonal. Those of small integers that are drawn here mostly have.
+"""
+
+import numpy as np
+import pytest
+
+from tests.weighting.test_properties import (
+    BARGAINING,
+    BATCH,
+    M,
+    N,
+    PROPERTIES,
+    distance_of_hull,
+    later,
+    lengths,
+    outside_of_span,
+)
+
+hypothesis = pytest.importorskip("hypothesis")
+st = hypothesis.strategies
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SPREAD = 3
+
+
+@st.composite
+def jacobians(draw):
+    """[m, n] of integers from -3 to 3, rows times powers of ten from 1e-3 to 1e3."""
+    m, n = draw(st.integers(1, M)), draw(st.integers(1, N))
+    largest, spread = draw(st.integers(1, 3)), draw(st.integers(0, SPREAD))
+
+    def integers(bound, *shape):
+        # Bytes are one choice of Hypothesis, a list of integers is one for each.
+        size = int(np.prod(shape))
+        data = draw(st.binary(min_size=size, max_size=size))
+        one = np.frombuffer(data, np.uint8).reshape(shape)
+        return one % (2 * bound + 1) - float(bound)
+
+    return integers(largest, m, n) * 10 ** integers(spread, m, 1)
+
+
+# An example is a batch, of which most are what no other is.
+@hypothesis.settings(
+    max_examples=8,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[hypothesis.Phase.generate],  # The worst of a batch is printed anyway.
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(drawn=st.lists(jacobians(), min_size=BATCH, max_size=BATCH))
+@pytest.mark.parametrize("name", [name for name in PROPERTIES if any(PROPERTIES[name])])
+def test_properties(name, drawn):
+    J, mask = np.zeros((BATCH, M, N)), np.zeros((BATCH, M), bool)
+    for b, rows in enumerate(drawn):
+        m, n = rows.shape
+        J[b, :m, :n], mask[b, :m] = rows, True
+    checked = np.ones(BATCH, bool)
+    if name in BARGAINING:
+        checked = np.array([well_posed(rows) for rows in drawn])
+    update = later(name, J, mask)
+    assert np.isfinite(update).all()
+    size = np.linalg.norm(J, axis=(1, 2))
+    size = np.where(size > 0, size, 1)
+
+    def holds(error, bound):
+        worst = np.where(checked, error, 0).argmax()
+        assert not checked[worst] or error[worst] <= bound, drawn[worst]
+
+    # The bounds are those of `test_properties`.
+    claimed = PROPERTIES[name]
+    if claimed.non_conflicting:
+        progress = np.einsum("bmn,bn->bm", J, update)
+        holds(-progress.min(axis=1) / size**2, 1e-12)
+    if claimed.weighted:
+        holds(outside_of_span(J, update), 1e-9)
+    if claimed.linear:
+        c, d = np.random.default_rng(0).uniform(0.1, 3, size=(2, BATCH, M, 1))
+        apart = later(name, c * J, mask) + later(name, d * J, mask)
+        error = np.linalg.norm(later(name, (c + d) * J, mask) - apart, axis=1)
+        holds(error / size, 1e-7 if name == "gradvac" else 1e-11)
+
+
+def well_posed(rows):
+    """Whether there is a solution, and rounding does not hide it."""
+    others = rows[np.any(rows != 0, axis=1)]
+    units = others / lengths(others)[:, None]
+    return len(others) > 0 and distance_of_hull(units) > 0.01
