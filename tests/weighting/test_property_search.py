@@ -10,9 +10,9 @@ import pytest
 from tests.weighting.test_properties import (
     BARGAINING,
     BATCH,
+    PROPERTIES,
     M,
     N,
-    PROPERTIES,
     distance_of_hull,
     later,
     lengths,
@@ -24,12 +24,12 @@ st = hypothesis.strategies
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-SPREAD = 3
+SPREAD = 6
 
 
 @st.composite
 def jacobians(draw):
-    """[m, n] of integers from -3 to 3, rows times powers of ten from 1e-3 to 1e3."""
+    """[m, n] of integers from -3 to 3, rows times powers of ten from 1e-6 to 1e6."""
     m, n = draw(st.integers(1, M)), draw(st.integers(1, N))
     largest, spread = draw(st.integers(1, 3)), draw(st.integers(0, SPREAD))
 
@@ -54,7 +54,7 @@ def jacobians(draw):
 )
 @hypothesis.given(drawn=st.lists(jacobians(), min_size=BATCH, max_size=BATCH))
 @pytest.mark.parametrize("name", [name for name in PROPERTIES if any(PROPERTIES[name])])
-def test_properties(name, drawn):
+def test_claims(name, drawn):
     J, mask = np.zeros((BATCH, M, N)), np.zeros((BATCH, M), bool)
     for b, rows in enumerate(drawn):
         m, n = rows.shape
@@ -71,18 +71,25 @@ def test_properties(name, drawn):
         worst = np.where(checked, error, 0).argmax()
         assert not checked[worst] or error[worst] <= bound, drawn[worst]
 
-    # The bounds are those of `test_properties`.
     claimed = PROPERTIES[name]
     if claimed.non_conflicting:
+        # The same bounds as in `test_properties`.
         progress = np.einsum("bmn,bn->bm", J, update)
         holds(-progress.min(axis=1) / size**2, 1e-12)
+        # Also with short gradients, where the update is more than rounding.
+        length = np.linalg.norm(update, axis=1)
+        cosines = progress / lengths(J) / np.where(length > 0, length, 1)[:, None]
+        holds(np.where(length > 1e-9 * size, -cosines.min(axis=1), 0), 1e-6)
     if claimed.weighted:
-        holds(outside_of_span(J, update), 1e-9)
+        holds(outside_of_span(J, update), 1e-12)
     if claimed.linear:
         c, d = np.random.default_rng(0).uniform(0.1, 3, size=(2, BATCH, M, 1))
         apart = later(name, c * J, mask) + later(name, d * J, mask)
         error = np.linalg.norm(later(name, (c + d) * J, mask) - apart, axis=1)
-        holds(error / size, 1e-7 if name == "gradvac" else 1e-11)
+        # ConFIG inverts cosines, whose condition number is up to 1e6 here; GradVac's
+        # `eps` of 1e-8 is not scaled.
+        bound = {"conflict_free": 1e-10, "gradvac": 1e-7}.get(name, 1e-12)
+        holds(error / size, bound)
 
 
 def well_posed(rows):
