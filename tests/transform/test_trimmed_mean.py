@@ -66,11 +66,6 @@ def test_corrupted_losses_move_nothing_out_of_the_range_of_the_others():
     assert (actual <= others.max(0)).all()
 
 
-def test_nan_gives_nan_where_it_is():
-    actual = trimmed(2, rows().at[1, 3].set(jnp.nan))
-    assert_array_equal(jnp.isnan(actual), jnp.arange(30) == 3)
-
-
 def test_missing_losses():
     """As if they were not there, whatever they are, with one compilation."""
     one = rows()

@@ -1,0 +1,101 @@
+"""Do the claimed properties survive a search for Jacobians on which they do not hold?
+
+The random ones of `test_properties` have no rows that are zero, and no two that are
+parallel, opposed or orthogonal. Most of the small integers that are drawn here have.
+"""
+
+import numpy as np
+import pytest
+
+from tests.weighting.test_properties import (
+    BARGAINING,
+    BATCH,
+    PROPERTIES,
+    M,
+    N,
+    distance_of_hull,
+    later,
+    lengths,
+    outside_of_span,
+)
+
+hypothesis = pytest.importorskip("hypothesis")
+st = hypothesis.strategies
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+@st.composite
+def jacobians(draw):
+    """[m, n] of integers from -3 to 3, rows times powers of ten from 1e-6 to 1e6."""
+    m, n = draw(st.integers(1, M)), draw(st.integers(1, N))
+    largest, spread = draw(st.integers(1, 3)), draw(st.integers(0, 6))
+
+    def integers(bound, *shape):
+        # Bytes are one choice of Hypothesis, a list of integers is one for each.
+        size = int(np.prod(shape))
+        data = draw(st.binary(min_size=size, max_size=size))
+        one = np.frombuffer(data, np.uint8).reshape(shape)
+        return one % (2 * bound + 1) - float(bound)
+
+    rows = integers(largest, m, n)
+    if draw(st.booleans()):
+        others = integers(largest, m).astype(int) % m
+        rows = integers(1, m, 1) * rows[others]
+    return rows * 10 ** integers(spread, m, 1)
+
+
+# An example is a batch, of which most are what no other is.
+@hypothesis.settings(
+    max_examples=8,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[hypothesis.Phase.generate],  # The worst of a batch is printed anyway.
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(drawn=st.lists(jacobians(), min_size=BATCH, max_size=BATCH))
+@pytest.mark.parametrize("name", [name for name in PROPERTIES if any(PROPERTIES[name])])
+def test_claims(name, drawn):
+    J, mask = np.zeros((BATCH, M, N)), np.zeros((BATCH, M), bool)
+    for b, rows in enumerate(drawn):
+        m, n = rows.shape
+        J[b, :m, :n], mask[b, :m] = rows, True
+    checked = np.ones(BATCH, bool)
+    if name in BARGAINING:
+        checked = np.array([well_posed(rows) for rows in drawn])
+    update = later(name, J, mask)
+    assert np.isfinite(update).all()
+    size = np.linalg.norm(J, axis=(1, 2))
+    size = np.where(size > 0, size, 1)
+
+    def holds(error, bound):
+        worst = np.where(checked, error, 0).argmax()
+        assert not checked[worst] or error[worst] <= bound, drawn[worst]
+
+    claimed = PROPERTIES[name]
+    if claimed.non_conflicting:
+        # The same bounds as in `test_properties`.
+        progress = np.einsum("bmn,bn->bm", J, update)
+        holds(-progress.min(axis=1) / size**2, 1e-12)
+        # Also with short gradients, where the update is more than rounding.
+        length = np.linalg.norm(update, axis=1)
+        cosines = progress / lengths(J) / np.where(length > 0, length, 1)[:, None]
+        holds(np.where(length > 1e-9 * size, -cosines.min(axis=1), 0), 1e-6)
+    if claimed.weighted:
+        holds(outside_of_span(J, update), 1e-12)
+    if claimed.linear:
+        c, d = np.random.default_rng(0).uniform(0.1, 3, size=(2, BATCH, M, 1))
+        apart = later(name, c * J, mask) + later(name, d * J, mask)
+        error = np.linalg.norm(later(name, (c + d) * J, mask) - apart, axis=1)
+        # ConFIG inverts cosines, whose condition number is up to 1e6 here; GradVac's
+        # `eps` of 1e-8 is not scaled.
+        bound = {"conflict_free": 1e-10, "gradvac": 1e-7}.get(name, 1e-12)
+        holds(error / size, bound)
+
+
+def well_posed(rows):
+    """Whether there is a solution, and rounding does not hide it."""
+    others = rows[np.any(rows != 0, axis=1)]
+    units = others / lengths(others)[:, None]
+    return len(others) > 0 and distance_of_hull(units) > 0.01
