@@ -22,8 +22,9 @@ def cagrad(
 
     The update maximises $\min_i g_i^\top d$ over $\|d - g_0\| \leq c \|g_0\|$, where
     $g_0$ is the mean of the gradients. With $c = 0$ it is the mean itself; for $c < 1$
-    its fixed points are those of the mean, and it may conflict; for $c \geq 1$ it does
-    not, and it is zero where the point is Pareto-stationary.
+    it may conflict; for $c \geq 1$ it does not. Where nothing in the ball serves the
+    worst better than zero does, it is zero, even if zero is not in the ball: so it is
+    in TorchJD.
 
     The problem is solved exactly, by [`jaxjd.solvers.maximise_on_ball`][]. TorchJD
     solves its dual by an interior point method, on the CPU; and counts a Gramian whose
