@@ -11,6 +11,9 @@ one process, the contenders alternating:
 - per-example: `jax.vmap(jax.grad)`, and the products of all rows;
 - TorchJD: its engine and its whole UPGrad step, beside its own SGD step in torch.
 
+A second table says where the time goes: the forward and backward pass that leave
+activations and cotangents behind, with the Gramian, with the combination.
+
 Memory is what XLA plans for temporary arrays; for torch, by how much the step lets the
 memory of the process grow. Writes `results/step.md`, `step.json` and
 `step.png` beside this file.
@@ -33,7 +36,7 @@ from benchmarks._models import Model, models
 from benchmarks._results import FOLDER, save
 from benchmarks._timing import alternating, machine
 from jaxjd import engine
-from jaxjd.engine.structured import plan, structured
+from jaxjd.engine.structured import Structured, plan, structured
 
 RATE = 0.1
 
@@ -65,18 +68,23 @@ def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
 
         return descend(params, jax.grad(mean_loss)(params))
 
+    def jacobian_of(params, *examples):
+        function, inputs, places, _, _ = engine.trace(
+            lambda *args: (model.loss(*args), None),
+            (params, *examples),
+            model.in_axes,
+            identity=model.loss,
+        )
+        found = plan(function, places[: len(jax.tree.leaves(params))])
+        jacobian, _ = structured(found, inputs)
+        assert isinstance(jacobian, Structured)  # Not in chunks.
+        return jacobian
+
     def weighted(weighting):
         def step(params, *examples):
-            function, inputs, places, _, _ = engine.trace(
-                lambda *args: (model.loss(*args), None),
-                (params, *examples),
-                model.in_axes,
-                identity=model.loss,
-            )
-            leaves, tree = jax.tree.flatten(params)
-            found = plan(function, places[: len(leaves)])
-            jacobian, _ = structured(found, inputs)
+            jacobian = jacobian_of(params, *examples)
             direction = jacobian.vjp(weighting(jacobian.gramian()))
+            tree = jax.tree.structure(params)
             return descend(params, jax.tree.unflatten(tree, direction))
 
         return step
@@ -96,6 +104,8 @@ def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
 
     return {
         "SGD": sgd,
+        "passes": lambda *args: jacobian_of(*args).passes,
+        "Gramian": lambda *args: jacobian_of(*args).gramian(),
         "engine": weighted(uniform),
         "UPGrad": weighted(jaxjd.weighting.upgrad()),
         "per-example": per_example,
@@ -191,6 +201,20 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+PARTS = ("passes", "Gramian", "engine", "UPGrad")
+
+
+def parts_table(results: list[dict[str, Any]]) -> str:
+    """Markdown: what a step has taken until its parts are done, over the SGD step."""
+    columns = ("model, m", "passes", "and Gramian", "and combination", "and weights")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for row in results:
+        seconds = row["seconds"]
+        ratios = [f"{seconds[part] / seconds['SGD']:.2f}" for part in PARTS]
+        lines.append(f"| {row['model']}, {row['m']} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
 def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
     """The ratio to SGD against m, one line per model."""
     import matplotlib
@@ -226,7 +250,7 @@ def main() -> None:
     packages = ("jax", "flax", *(("torch", "torchjd") if arguments.torchjd else ()))
     on = machine(packages)
     wanted = arguments.models.split(",") if arguments.models else None
-    results = []
+    results, text = [], on
     for model in models():
         if wanted is not None and model.name not in wanted:
             continue
@@ -238,9 +262,10 @@ def main() -> None:
             print(table([row]).splitlines()[-1], flush=True)
             # After each row: a run that is cut short leaves what it has measured.
             record = {"machine": on, "rows": results}
-            save(FOLDER, "step", f"{on}\n\n{table(results)}", record)
+            text = "\n\n".join([on, table(results), parts_table(results)])
+            save(FOLDER, "step", text, record)
     draw(results, FOLDER / "step.png")
-    print(f"{on}\n\n{table(results)}")
+    print(text)
 
 
 if __name__ == "__main__":
