@@ -294,14 +294,16 @@ def value_and_jac(
       parameter's gradients: `"pairs"`, from activations and cotangents of all pairs of
       positions; `"rows"`, by forming the gradients of this parameter; `"auto"`, the
       cheaper by operations and bytes. A pytree like the parameters or a prefix of them.
-      A parameter that has only one way, as a bias has, keeps it.
+      A parameter that has only one way, as a bias has, keeps it. Anything but
+      `"auto"` makes the method `"structured"`.
 
     **Returns:** a function that takes the arguments of `fun` and returns the losses
     (or the pair of losses and auxiliary output) and a [`jaxjd.Jacobian`][].
 
     **Raises:** when called, `ValueError` or `TypeError` if an argument above, a
-    differentiated argument or a loss is not as described, or if a per-example function
-    uses batch normalisation in training mode.
+    differentiated argument or a loss is not as described, if a per-example function
+    uses batch normalisation in training mode, or if the structured method is to take
+    in chunks what is no per-example function.
     """
     check_method(method)
     check_chunk_size(chunk_size)
@@ -478,10 +480,19 @@ def structured_plan(
         return None
     choices = as_choices(contraction, found.parameters)
     plan = engine.plan(found.function, found.positions, choices)
-    if method == "structured" or found.function.axes is not None:
+    if found.function.axes is not None:
         return plan
     # Of a function of all losses nothing but rows can be taken in chunks.
-    return plan if chunk_size is None and engine.saves_memory(plan) else None
+    in_chunks = chunk_size is not None and chunk_size < found.losses.num_losses
+    if method == "auto" and contraction == "auto":
+        return plan if engine.saves_memory(plan) and not in_chunks else None
+    if in_chunks:
+        raise ValueError(
+            "With the structured method, `chunk_size` needs a function of one example, "
+            f"with `in_axes`. Got chunk_size={chunk_size}, in_axes=None. Give "
+            'method="chunked", or leave `chunk_size` out.'
+        )
+    return plan
 
 
 def check_method(method: str) -> None:

@@ -106,7 +106,7 @@ class TestPerExample:
         return Net(nnx.Rngs(0), norm=nnx.LayerNorm, dropout=dropout)
 
     def test_equals_the_function_of_the_batch(self):
-        one = jaxjd.nnx.value_and_jac(losses, in_axes=(None, 0, 0))
+        one = jaxjd.nnx.value_and_jac(losses, in_axes=(None, 0, 0), contraction="rows")
         values, jac = one(self.model(0.0), X, Y)
         expected_values, expected = jaxjd.nnx.value_and_jac(losses)(
             self.model(0.0), X, Y

@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxjd
+from jaxjd import engine
 from tests import models
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 # less than an example, or more than all.
 METHODS = [("dense", None), ("auto", None), ("chunked", None), ("structured", None)]
 CHUNKS = [("chunked", size) for size in (1, 2, 5, 8, 14, 21, 40)]
-CHUNKS += [("structured", size) for size in (1, 5, 8, 40)]
+OF_EXAMPLES_ONLY = [("structured", size) for size in (1, 5, 8)]
+CHUNKS += [*OF_EXAMPLES_ONLY, ("structured", 40)]
 # Both sides are float64; sums of a few hundred terms of order one.
 close = functools.partial(assert_allclose, rtol=1e-11, atol=1e-11)
 
@@ -52,9 +54,12 @@ def check_operator(jac: jaxjd.Jacobian, expected: jax.Array) -> None:
     close(cross, expected @ expected.T)
 
 
-@pytest.mark.parametrize(("method", "chunk_size"), METHODS + CHUNKS)
-@pytest.mark.parametrize("per_example", [True, False])
-def test_task_losses_of_examples(method, chunk_size, per_example):
+@pytest.mark.parametrize(
+    ("per_example", "method", "chunk_size"),
+    [(True, *how) for how in METHODS + CHUNKS]
+    + [(False, *how) for how in METHODS + CHUNKS if how not in OF_EXAMPLES_ONLY],
+)
+def test_task_losses_of_examples(per_example, method, chunk_size):
     params, (x, y) = models.parameters(), models.examples()
     together = models.batched(models.task_losses)
     losses, jac = jaxjd.value_and_jac(
@@ -505,6 +510,10 @@ class TestContraction:
         with pytest.raises(ValueError, match="`contraction` must be structured like"):
             make(contraction={"hidden": "rows"})(params, x, y)
 
+    def test_a_choice_makes_the_method_structured(self):
+        jac = jaxjd.jac(lambda p: p @ jnp.ones((2, 3)), contraction="rows")
+        assert isinstance(jac(jnp.ones(2)).rows, engine.Structured)
+
 
 class TestErrors:
     def test_method(self):
@@ -516,6 +525,12 @@ class TestErrors:
     def test_chunk_size(self, size, error):
         with pytest.raises(error, match=f"`chunk_size` must be .* Got {size}"):
             jaxjd.jac(models.loss, chunk_size=size)
+
+    def test_chunks_of_all_losses_without_rows(self):
+        make = functools.partial(jaxjd.jac, lambda p: p, method="structured")
+        with pytest.raises(ValueError, match="`chunk_size` needs a function of one ex"):
+            make(chunk_size=2)(jnp.ones(3))
+        assert make(chunk_size=3)(jnp.ones(3)).num_losses == 3
 
     def test_argnums(self):
         with pytest.raises(ValueError, match="`argnums` must be positions among the 1"):
