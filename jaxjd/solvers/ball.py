@@ -1,7 +1,9 @@
 """Which update near a given one serves the loss that it serves least the best?"""
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -80,8 +82,7 @@ def maximise_on_ball(
     if not c >= 0:
         raise ValueError(f"`c` must be nonnegative. Got {c}.")
     check_max_iterations(max_iterations)
-    m, dtype = G.shape[0], G.dtype
-    eps = float(jnp.finfo(dtype).eps)
+    m = G.shape[0]
     present = jnp.ones(m, bool) if mask is None else jnp.asarray(mask)
     for name, vector in (("u", u), ("mask", present)):
         if jnp.shape(vector) != (m,):
@@ -89,11 +90,31 @@ def maximise_on_ball(
                 f"`{name}` must have shape ({m},), as `gramian` has shape {G.shape}. "
                 f"Got {jnp.shape(vector)}."
             )
+    return _maximise(
+        G,
+        jnp.asarray(u).astype(G.dtype),
+        present,
+        c=float(c),
+        max_iterations=int(max_iterations),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("c", "max_iterations"))
+def _maximise(
+    G: Float[Array, "m m"],
+    u: Float[Array, " m"],
+    present: Bool[Array, " m"],
+    *,
+    c: float,
+    max_iterations: int,
+) -> BallMaximum:
+    m, dtype = G.shape[0], G.dtype
+    eps = float(jnp.finfo(dtype).eps)
     G = jnp.where(present[:, None] & present[None, :], G, 0)
     valid = jnp.all(jnp.isfinite(G))
     largest = jnp.max(jnp.diagonal(G))
     G = G / jnp.where(largest > 0, largest, 1)
-    u = jnp.where(present, jnp.asarray(u).astype(dtype), 0)
+    u = jnp.where(present, u, 0)
 
     Gu = matmul(G, u)
     centre2 = jnp.maximum(jnp.vdot(u, Gu), 0)

@@ -1,7 +1,9 @@
 """Which weights give every loss its fair share of the progress?"""
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
@@ -69,13 +71,18 @@ def bargain(
     check_max_iterations(max_iterations)
     if not alpha > 0:
         raise ValueError(f"`alpha` must be positive. Got {alpha}.")
-    m, dtype = G.shape[0], G.dtype
-    power = 1 / alpha
+    m = G.shape[0]
     if mask is not None:
         if jnp.shape(mask) != (m,):
             raise ValueError(f"`mask` must have shape ({m},). Got {jnp.shape(mask)}.")
         mask = jnp.asarray(mask)
         G = jnp.where(mask[:, None] & mask[None, :], G, 0)
+    return _bargain(G, power=1 / float(alpha), max_iterations=int(max_iterations))
+
+
+@functools.partial(jax.jit, static_argnames=("power", "max_iterations"))
+def _bargain(G: Float[Array, "m m"], *, power: float, max_iterations: int) -> Bargain:
+    m, dtype = G.shape[0], G.dtype
     # The equations scale: for s G the solution is s^(-1 / (1 + power)) w.
     largest = jnp.max(jnp.diagonal(G))
     scaled = unit_diagonal(G / jnp.where(largest > 0, largest, 1))

@@ -96,6 +96,7 @@ def sum_by_sorting(
     return jnp.where(jnp.isnan(ordered[-1]), jnp.nan, total)
 
 
+@jax.jit
 def sum_by_passes(
     rows: Float[Array, "m ..."], present: Bool[Array, " m"], trimmed: Int[Array, ""]
 ) -> Float[Array, "..."]:

@@ -1,5 +1,6 @@
 """GradVac: turn every gradient until its cosines are what they were on average."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -87,6 +88,7 @@ def gradvac(
     return stateful(init, weights)
 
 
+@functools.partial(jax.jit, static_argnames=("beta", "eps"))
 def gradvac_weights(
     gramian: Float[Array, "m m"],
     mask: Bool[Array, " m"],

@@ -1,5 +1,6 @@
 """IMTL-G: the update that has the same projection onto every gradient."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -29,6 +30,7 @@ def imtl_g() -> Weighting:
     return stateless(imtl_g_weights)
 
 
+@jax.jit
 def imtl_g_weights(
     gramian: Float[Array, "m m"], mask: Bool[Array, " m"]
 ) -> Float[Array, " m"]:

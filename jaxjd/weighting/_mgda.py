@@ -1,5 +1,8 @@
 """MGDA: the shortest convex combination of the gradients."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -50,6 +53,7 @@ def mgda(*, frank_wolfe_steps: int | None = None, monitor: bool = False) -> Weig
     return stateless(lambda gramian, mask: _frank_wolfe(gramian, mask, steps))
 
 
+@functools.partial(jax.jit, static_argnames=("steps",))
 def _frank_wolfe(
     gramian: Float[Array, "m m"], mask: Bool[Array, " m"], steps: int
 ) -> Float[Array, " m"]:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -93,4 +94,5 @@ def nash_mtl(
             weights = jnp.where(over, weights * max_norm, weights)
         return weights, state._replace(count=state.count + 1)
 
-    return stateful(init, nash_mtl_weights)
+    # Called outside of any `jit`, its `cond` would be compiled anew at each step.
+    return stateful(init, jax.jit(nash_mtl_weights))

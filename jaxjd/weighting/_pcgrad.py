@@ -45,6 +45,7 @@ def pcgrad(key: int | Key[Array, ""] = 0) -> Weighting:
     return stateful(lambda: PCGradState(start), weights)
 
 
+@jax.jit
 def pcgrad_weights(
     gramian: Float[Array, "m m"],
     mask: Bool[Array, " m"],

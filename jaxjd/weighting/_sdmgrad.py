@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -102,4 +103,5 @@ def sdmgrad(
         kept = SDMGradState(jnp.where(mask, share * w, old))
         return (w + lambda_ * preferred) / (1 + lambda_), kept
 
-    return of_cross_gramian("sdmgrad", stateful(init, weights))
+    # Called outside of any `jit`, its loop would be compiled anew at each step.
+    return of_cross_gramian("sdmgrad", stateful(init, jax.jit(weights)))

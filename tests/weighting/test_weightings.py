@@ -204,6 +204,20 @@ def test_losses_that_are_missing(name):
     assert len(traces) == before
 
 
+@pytest.mark.parametrize("name", ["cagrad", "gradvac", "imtl_g", "nash_mtl", "sdmgrad"])
+def test_outside_of_jit_nothing_is_compiled_twice(name):
+    """Loops and conditions neither, which JAX knows by their functions."""
+    row, compiled = ROWS[name], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: "backend_compile" in event and compiled.append(event)
+    )
+    weighting, one = row.make(4), gramian(rank=4)[:4, :4]
+    for _ in range(2):
+        before = len(compiled)
+        weighting.update(one, weighting.init(), **row.extra_args(one))
+    assert 0 < before == len(compiled)
+
+
 @every
 def test_a_single_loss(name):
     """A positive multiple of its gradient: there is nothing to weigh."""
