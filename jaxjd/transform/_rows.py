@@ -8,6 +8,7 @@ parameters together. A structured one forms them per parameter. XLA alone would 
 several at once on a CPU, for speed, so there their order is imposed.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -113,25 +114,33 @@ def along_rows(vector: Array, rows: Float[Array, "b ..."]) -> Array:
 
 
 def fold(
-    combine: Callable[[Any, Any], Any], rows: PyTree[Float[Array, "m ..."]]
-) -> Any:
-    """Reduce along the rows, by halves.
+    combine: Callable[[Array, Array], Array],
+    term: Callable[..., Float[Array, "b ..."]],
+    *arrays: Float[Array, "m ..."],
+) -> Float[Array, "..."]:
+    """Combine the terms of all rows.
 
-    That is one pass over all rows, with several coordinates at a time. XLA's own
-    reductions walk along single columns on a CPU, and take 20 times as long.
+    XLA's own reductions walk along single columns on a CPU, and take 20 times as long.
+    Here the terms of an eighth of the rows after another are combined, elementwise, and
+    no others are in memory.
+
+    **Arguments:**
+
+    - `term`: of a block of rows of each of the arrays.
     """
-    m = len(jax.tree.leaves(rows)[0])
-    while m > 1:
-        half = m // 2
-        first, second, odd = (
-            jax.tree.map(lambda x: x[part], rows)  # noqa: B023
-            for part in (slice(half), slice(half, 2 * half), slice(2 * half, m))
-        )
-        rows = combine(first, second)
-        if m % 2:
-            rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), rows, odd)
-        m = half + m % 2
-    return jax.tree.map(lambda x: x[0], rows)
+    m = len(arrays[0])
+    parts = min(m, 8)
+    size = m // parts
+
+    def part(first: int, number: int) -> Array:
+        return term(*[x[first : first + number] for x in arrays])
+
+    folded = functools.reduce(combine, [part(n * size, size) for n in range(parts)])
+    if m > parts * size:
+        folded = jnp.concatenate([folded, part(parts * size, m - parts * size)])
+    if len(folded) > 1:
+        return fold(combine, lambda x: x, folded)
+    return folded[0]
 
 
 def _block_size(jacobian: Jacobian) -> int:

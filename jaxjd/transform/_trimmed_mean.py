@@ -1,5 +1,6 @@
 """Trimmed mean: in each coordinate leave out the extremes, and average the rest."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxjd.transform._rows import along_rows, by_parameter, fold
 from jaxjd.weighting._checks import check_integer, check_mask
 from jaxjd.weighting._sorting import sort
 
-# A pass for each entry that is dropped takes a twelfth of sorting, or less, on a CPU.
+# On a CPU a pass for each entry that is dropped takes a twelfth of sorting, or less.
 MAX_PASSES = 12
 
 
@@ -104,60 +105,73 @@ def sum_by_passes(
     kept = present.sum(dtype=jnp.int32) - 2 * trimmed
     present = along_rows(present, rows)
     numbers = jax.lax.stop_gradient(rows)
-    high, above, at_high = last_trimmed(numbers, present, trimmed)
-    low, below, at_low = last_trimmed(-numbers, present, trimmed)
-    low = -low
+    high, above, at_high = last_trimmed(numbers, present, trimmed, jnp.maximum, jnp.inf)
+    low, below, at_low = last_trimmed(numbers, present, trimmed, jnp.minimum, -jnp.inf)
 
     # Of several that are as large as the last one that is dropped, each is dropped in
     # part.
     dtype = accumulation_dtype(rows)
-    shares = jnp.ones((), dtype)
-    for at, beyond, equal in ((high, above, at_high), (low, below, at_low)):
-        left = fraction(beyond + equal - trimmed, equal, dtype)
-        shares = jnp.where(numbers == at, left, shares)
-    shares = jnp.where(high == low, fraction(kept, at_high, dtype), shares)
-    taken = present & (low <= numbers) & (numbers <= high) & (shares > 0)
-    total = fold(jnp.add, jnp.where(taken, shares * rows.astype(dtype), 0))
-    is_nan = fold(jnp.logical_or, present & jnp.isnan(numbers))
-    return jnp.where(is_nan, jnp.nan, total)
+    of_high = fraction(above + at_high - trimmed, at_high, dtype)
+    of_high = jnp.where(high == low, fraction(kept, at_high, dtype), of_high)
+    of_low = fraction(below + at_low - trimmed, at_low, dtype)
+
+    def share_of(rows, present):
+        numbers = jax.lax.stop_gradient(rows)
+        share = jnp.where(numbers == low, of_low, 1)
+        share = jnp.where(numbers == high, of_high, share)
+        taken = present & (low <= numbers) & (numbers <= high) & (share > 0)
+        return jnp.where(taken, share * rows.astype(dtype), 0)
+
+    def is_nan(numbers, present):
+        return present & jnp.isnan(numbers)
+
+    total = fold(jnp.add, share_of, rows, present)
+    spoilt = fold(jnp.logical_or, is_nan, numbers, present)
+    return jnp.where(spoilt, jnp.nan, total)
 
 
 def last_trimmed(
-    rows: Float[Array, "m ..."], present: Bool[Array, "m ..."], trimmed: Int[Array, ""]
+    rows: Float[Array, "m ..."],
+    present: Bool[Array, "m ..."],
+    trimmed: Int[Array, ""],
+    further: Callable[[Array, Array], Array],
+    limit: float,
 ) -> tuple[Float[Array, "1 ..."], Int[Array, "1 ..."], Int[Array, "1 ..."]]:
-    """The `trimmed`-th largest entry, how many are above it, and how many equal to it.
+    """The `trimmed`-th extreme, how many are beyond it, and how many equal to it.
 
-    A pass over the rows for each different entry that is dropped, which are few. They
-    end at infinity without any.
+    `further` is `jnp.maximum` or `jnp.minimum`, `limit` the infinity on that side. A
+    pass over the rows for each different entry that is dropped, which are few.
     """
 
     def unfinished(found):
-        _, above, equal = found
-        return jnp.any(above + equal < trimmed)
+        return jnp.any(found[-1])
 
-    def next_largest(found):
-        value, above, equal = found
-        smaller = present & (rows < value)
+    def next_extreme(found):
+        # Each reduction depends on what is in memory only, and takes none itself.
+        value, beyond, _, _ = found
+
+        def is_equal(rows, present):
+            return (present & (rows == value)).astype(jnp.int32)
+
         # Only numbers are left where there must be another one.
-        candidates = jnp.where(smaller, rows, -jnp.inf), smaller.astype(jnp.int32)
-        following, as_large = (x[None] for x in fold(larger_of, candidates))
-        more = above + equal < trimmed
+        def candidate(rows, present):
+            rest = present & (rows != value) & (further(rows, value) == value)
+            return jnp.where(rest, rows, -limit)
+
+        equal = fold(jnp.add, is_equal, rows, present)[None]
+        following = fold(further, candidate, rows, present)[None]
+        more = beyond + equal < trimmed
         return (
             jnp.where(more, following, value),
-            jnp.where(more, above + equal, above),
-            jnp.where(more, as_large, equal),
+            jnp.where(more, beyond + equal, beyond),
+            equal,
+            more,
         )
 
-    infinite = fold(jnp.add, (present & (rows == jnp.inf)).astype(jnp.int32))[None]
-    start = jnp.full(infinite.shape, jnp.inf, rows.dtype), 0 * infinite, infinite
-    return jax.lax.while_loop(unfinished, next_largest, start)
-
-
-def larger_of(one: tuple[Array, Array], other: tuple[Array, Array]):
-    """The larger of two entries, each with a number of losses that have it."""
-    (x, of_x), (y, of_y) = one, other
-    numbers = jnp.where(x >= y, of_x, 0) + jnp.where(x <= y, of_y, 0)
-    return jnp.maximum(x, y), numbers
+    shape = (1, *rows.shape[1:])
+    value, none = jnp.full(shape, limit, rows.dtype), jnp.zeros(shape, jnp.int32)
+    start = value, none, none, jnp.ones(shape, bool)
+    return jax.lax.while_loop(unfinished, next_extreme, start)[:3]
 
 
 def fraction(part: Int[Array, "..."], whole: Int[Array, "..."], dtype) -> Array:
