@@ -28,7 +28,7 @@ from jaxjd.weighting._random import random_weights
 
 from .bridge import to_jax, to_torch
 from .check import Check
-from .jacobians import Jacobian, comparable
+from .jacobians import Jacobian, comparable, normal
 from .precision import Precision, jax_precision, torch_dtype
 from .weights import relative_difference
 
@@ -61,7 +61,7 @@ class Method(NamedTuple):
     n, `theirs` m and the dtype; what `theirs` returns is called with the input that
     it `takes`. `sequences` are the inputs in float64: the state, where there is one, is
     kept within each. `draws` makes what `ours` takes of the random tensors that TorchJD
-    drew.
+    drew. `alone` says whether both libraries take a single loss, too.
     """
 
     name: str
@@ -72,10 +72,24 @@ class Method(NamedTuple):
     bounds: Bounds
     draws: Callable[[list[torch.Tensor]], np.ndarray] | None = None
     quick: bool = True
+    alone: bool = True
 
 
 def checks() -> list[Check]:
-    return [check("method", method) for method in METHODS]
+    single = [[inputs(normal(1, 5))]]
+    rows = [row for method in METHODS for row in with_alone(method, single)]
+    return [check("method", row) for row in rows]
+
+
+def with_alone(method: Method, single: list[list[Inputs]]) -> list[Method]:
+    """The method as it is and, slower to compile than to compare, with one loss."""
+    if not method.alone:
+        return [method]
+    name = f"{method.name}, m = 1"
+    return [
+        method,
+        method._replace(name=name, sequences=lambda: single, quick=False),
+    ]
 
 
 def check(group: str, method: Method) -> Check:
@@ -241,7 +255,7 @@ WIDE += ("row norms 1..1000", "one zero row", "trace below norm_eps")
 SQUARE = ("random of rank 6", "duplicate rows", "opposed rows", "zero")
 # Of rank that does not depend on rounding, in float32 either.
 CLEAR = ("random", "conflicting", "rank-deficient", "duplicate rows", "one zero row")
-CLEAR += ("trace below norm_eps", "m = 1")
+CLEAR += "trace below norm_eps"
 # Not Pareto-stationary, and not so small that TorchJD takes them to be zero.
 PROGRESS = ("random", "conflicting", "rank-deficient")
 DISTINCT = ("random", "conflicting", "rank-deficient", "row norms 1..1000")
@@ -264,7 +278,7 @@ METHODS = [
         of_gramian(lambda m: jaxjd.weighting.mgda(frank_wolfe_steps=100)),
         lambda m, dtype: reference.MGDAWeighting(),
         "gramian",
-        kinds(*DISTINCT, "one zero row", "trace below norm_eps", "m = 1"),
+        kinds(*DISTINCT, "one zero row", "trace below norm_eps"),
         CONDITION,
     ),
     *(
@@ -273,7 +287,7 @@ METHODS = [
             of_rows(lambda m, c=c: jaxjd.cagrad(c)),
             lambda m, dtype, c=c: reference.CAGrad(c),
             "rows",
-            kinds(*PROGRESS, "near-duplicate rows", "m = 1"),
+            kinds(*PROGRESS, "near-duplicate rows"),
             INTERIOR_POINT,
             quick=c == 0.5,
         )
@@ -285,7 +299,7 @@ METHODS = [
             of_gramian(lambda m, alpha=alpha: jaxjd.weighting.fairgrad(alpha)),
             lambda m, dtype, alpha=alpha: reference.FairGradWeighting(alpha),
             "gramian",
-            kinds(*PROGRESS, "m = 1"),
+            kinds(*PROGRESS),
             LEAST_SQUARES,
             quick=alpha == 2,
         )
@@ -319,6 +333,7 @@ METHODS = [
         "gramian",
         kinds("random"),
         CONDITION,
+        alone=False,
     ),
     Method(
         "conflict_free",
@@ -335,6 +350,7 @@ METHODS = [
         "rows",
         kinds("random"),
         CONDITION,
+        alone=False,
     ),
     *(
         Method(
@@ -344,6 +360,7 @@ METHODS = [
             "gramian",
             kinds(*DISTINCT),
             ROUNDING,
+            alone=False,
         )
         for byzantine, selected in ((0, 1), (3, 4), (0, 12))
     ),
@@ -356,7 +373,7 @@ METHODS = [
         ),
         lambda m, dtype: reference.PCGradWeighting(),
         "gramian",
-        kinds(*WIDE, *SQUARE, "m = 1"),
+        kinds(*WIDE, *SQUARE),
         ROUNDING,
         draws=permutations,
     ),
@@ -365,7 +382,7 @@ METHODS = [
         of_draws(lambda inputs, normals: random_weights(normals, present(inputs))),
         lambda m, dtype: reference.Random().weighting,
         "rows",
-        kinds("random", "m = 1"),
+        kinds("random"),
         ROUNDING,
         draws=only,
     ),
@@ -374,7 +391,7 @@ METHODS = [
         of_draws(drop_signs_of_rows(lambda m: None)),
         lambda m, dtype: reference.GradDrop(),
         "rows",
-        kinds(*WIDE, "m = 1"),
+        kinds(*WIDE),
         ROUNDING,
         draws=only,
     ),
@@ -383,7 +400,7 @@ METHODS = [
         of_draws(drop_signs_of_rows(lambda m: jnp.asarray(leak(m)))),
         lambda m, dtype: reference.GradDrop(leak=torch.tensor(leak(m), dtype=dtype)),
         "rows",
-        kinds(*WIDE, "m = 1"),
+        kinds(*WIDE),
         ROUNDING,
         draws=only,
     ),
@@ -395,6 +412,7 @@ METHODS = [
             "rows",
             kinds(*WIDE),
             ROUNDING,
+            alone=trimmed == 0,
         )
         for trimmed in (0, 3)
     ),

@@ -31,6 +31,7 @@ from .aggregators import (
     preference,
     preferred,
     present,
+    with_alone,
 )
 from .check import Check
 from .jacobians import sequence
@@ -39,19 +40,16 @@ NUM_STEPS = 20
 
 
 def checks() -> list[Check]:
-    return [aggregators.check(f"{NUM_STEPS} steps", method) for method in METHODS]
+    rows = [row for method in METHODS for row in with_alone(method, steps(m=1))]
+    return [aggregators.check(f"{NUM_STEPS} steps", row) for row in rows]
 
 
-def steps(
-    scale: float = 1.0, shift: float = 0.0, sizes: tuple[int, ...] = (6, 1)
-) -> list[list[Inputs]]:
-    """A sequence for each number of losses."""
+def steps(scale: float = 1.0, shift: float = 0.0, m: int = 6) -> list[list[Inputs]]:
     return [
         [
             inputs(scale * first + shift, scale * second + shift)
             for first, second in sequence(NUM_STEPS, m, 12)
         ]
-        for m in sizes
     ]
 
 
@@ -99,8 +97,9 @@ METHODS = [
         "rows",
         # All gradients agree about a part of the update. Where they do not, TorchJD's
         # solver fails in some steps, and with one loss it raises in all.
-        lambda: steps(shift=1.0, sizes=(6,)),
+        lambda: steps(shift=1.0),
         LEAST_SQUARES,
+        alone=False,
     ),
     Method(
         "pcd",
@@ -117,8 +116,9 @@ METHODS = [
         ),
         lambda m, dtype: reference.PCDWeighting(preferred(m, dtype)[1:], 0.5),
         "gramian",
-        lambda: steps(sizes=(6,)),
+        steps,
         CONDITION,
+        alone=False,
     ),
     Method(
         "sdmgrad",
