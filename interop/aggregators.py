@@ -255,7 +255,7 @@ WIDE += ("row norms 1..1000", "one zero row", "trace below norm_eps")
 SQUARE = ("random of rank 6", "duplicate rows", "opposed rows", "zero")
 # Of rank that does not depend on rounding, in float32 either.
 CLEAR = ("random", "conflicting", "rank-deficient", "duplicate rows", "one zero row")
-CLEAR += "trace below norm_eps"
+CLEAR += ("trace below norm_eps",)
 # Not Pareto-stationary, and not so small that TorchJD takes them to be zero.
 PROGRESS = ("random", "conflicting", "rank-deficient")
 DISTINCT = ("random", "conflicting", "rank-deficient", "row norms 1..1000")
