@@ -65,7 +65,7 @@ def pcd(
     `tau` has another length, and, when used, `ValueError` if there are not `num_losses`
     losses.
 
-    **Reference:** Priority-Constrained Descent (2026), arXiv:2606.29521, appendix B.
+    **Reference:** Varam & AlHajri (2026), arXiv:2606.29521, appendix B.
     """
     num_losses = check_integer("num_losses", num_losses, least=1)
     beta = check_number("beta", beta, "[0, 1)")
