@@ -211,7 +211,8 @@ def test_outside_of_jit_nothing_is_compiled_twice(name):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: "backend_compile" in event and compiled.append(event)
     )
-    weighting, one = row.make(4), gramian(rank=4)[:4, :4]
+    # Of a size that no other test has compiled anything for.
+    weighting, one = row.make(7), jnp.eye(7) + 0.1
     for _ in range(2):
         before = len(compiled)
         weighting.update(one, weighting.init(), **row.extra_args(one))
