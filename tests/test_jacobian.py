@@ -464,11 +464,12 @@ def test_losses_of_tasks_need_no_rows_where_parameters_outweigh_activations(batc
         compiled = jax.jit(step).lower(params, jnp.ones((batch, width), jnp.float32))
         return compiled.compile().memory_analysis().temp_size_in_bytes
 
-    least = min(("chunked", "structured"), key=temporary)
-    assert least == ("structured" if batch == 16 else "chunked")
-    assert temporary("auto") == temporary(least)
-    if least == "structured":  # Of the order of the largest leaf times m.
+    if batch == 16:  # Of the order of the largest leaf times m.
+        assert temporary("auto") == temporary("structured")
         assert temporary("auto") < m * 4 * width**2 < temporary("chunked")
+    else:
+        assert temporary("auto") == temporary("chunked")
+        assert temporary("auto") < 1.1 * temporary("structured")
 
 
 class TestContraction:
