@@ -13,7 +13,7 @@ WORKERS ?= 2
 
 help:
 	@echo "make demo       train a CNN on MNIST by Jacobian descent (3 minutes)"
-	@echo "make test       lint, then the whole test suite (10 minutes)"
+	@echo "make test       lint, then the whole test suite (12 minutes)"
 	@echo "make test-slow  the exhaustive checks that 'make test' leaves out"
 	@echo "make lint       formatting, style and types only"
 	@echo "make format     mend what the linter can"
