@@ -160,7 +160,8 @@ def last_trimmed(
 
         equal = fold(jnp.add, is_equal, rows, present)[None]
         following = fold(further, candidate, rows, present)[None]
-        more = beyond + equal < trimmed
+        # NaN is no extreme: with many of them there are too few others to drop.
+        more = (beyond + equal < trimmed) & (value != -limit)
         return (
             jnp.where(more, following, value),
             jnp.where(more, beyond + equal, beyond),

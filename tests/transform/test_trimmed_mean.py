@@ -66,6 +66,15 @@ def test_corrupted_losses_move_nothing_out_of_the_range_of_the_others():
     assert (actual <= others.max(0)).all()
 
 
+@pytest.mark.parametrize("trim_number", [2, MAX_PASSES + 1])
+def test_nan_gives_nan_where_it_is(trim_number):
+    """Also where it leaves fewer numbers than are to be dropped, or none."""
+    m = 2 * MAX_PASSES + 3
+    bad = rows(m).at[1, 3].set(jnp.nan).at[:, 5].set(jnp.nan).at[1:, 7].set(jnp.nan)
+    actual = trimmed(trim_number, bad)
+    assert_array_equal(jnp.isnan(actual), np.isin(np.arange(30), [3, 5, 7]))
+
+
 def test_missing_losses():
     """As if they were not there, whatever they are, with one compilation."""
     one = rows()
