@@ -10,14 +10,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-
-def accumulation_dtype(*arrays: Array) -> jnp.dtype:
-    """The dtype of all of them and float32, promoted even under strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+from jaxjd._numerics import accumulation_dtype, symmetric
 
 
 def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
@@ -38,14 +33,6 @@ def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b
 def gramian(rows: Sequence[Array]) -> Float[Array, "m m"]:
     """`J Jᵀ`, symmetric to the bit."""
     return symmetric(products(rows, rows))
-
-
-def symmetric(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """The symmetric matrix with this upper triangle."""
-    # A gather: XLA turns the transpose of a product into a product of transposes, which
-    # is rounded differently.
-    row, column = np.indices(upper.shape)
-    return upper[np.minimum(row, column), np.maximum(row, column)]
 
 
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxjd._numerics import accumulation_dtype, symmetric
 from jaxjd.engine import _contract
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine.dense import dense, pullback_at
@@ -122,7 +123,7 @@ class Chunked:
             return summed, None
 
         point = [self.inputs[i] for i in self.argnums]
-        zeros = [jnp.zeros(x.shape, _contract.accumulation_dtype(x)) for x in point]
+        zeros = [jnp.zeros(x.shape, accumulation_dtype(x)) for x in point]
         total, _ = jax.lax.scan(add_chunk, zeros, (indices, weights))
         return [t.astype(x.dtype) for t, x in zip(total, point, strict=True)]
 
@@ -164,7 +165,7 @@ def gramian_by_blocks(jacobian: Rows) -> Float[Array, "m m"]:
         return jnp.moveaxis(blocks, 0, 1).reshape(size, -1)
 
     upper = jax.lax.map(block_row, starts)
-    return _contract.symmetric(upper.reshape(-1, upper.shape[-1])[:m, :m])
+    return symmetric(upper.reshape(-1, upper.shape[-1])[:m, :m])
 
 
 def products_by_blocks(left: Rows, right: Rows) -> Float[Array, "a b"]:

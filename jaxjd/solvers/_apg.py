@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd.solvers._face_cg import FaceCG, matmul
+from jaxjd._numerics import matmul
+from jaxjd.solvers._face_cg import FaceCG
 
 
 class _Iterate(NamedTuple):

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxjd._numerics import matmul
+
 # What a row does with the next product by C.
 _EVALUATE, _DESCEND, _VERIFY, _DONE = 0, 1, 2, 3
 
@@ -46,11 +48,6 @@ class FaceCG(NamedTuple):
     x: Float[Array, "k m"]
     finished: Bool[Array, " k"]
     iterations: Int[Array, ""]
-
-
-def matmul(a: Array, b: Array) -> Array:
-    """`a @ b` in full precision: with TF32 the KKT residual stalls at 1e-4."""
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def default_ridge(m: int, dtype) -> float:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd.solvers._face_cg import FaceCG, default_ridge, matmul
+from jaxjd._numerics import matmul
+from jaxjd.solvers._face_cg import FaceCG, default_ridge
 
 Solver = Callable[[Array, Array, Array], FaceCG]
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd.solvers._checks import as_gramian, check_max_iterations
-from jaxjd.solvers._face_cg import matmul
+from jaxjd._checks import check_gramian, check_max_iterations
+from jaxjd._numerics import matmul
 from jaxjd.solvers.least_distance import least_distance
 
 
@@ -78,7 +78,7 @@ def maximise_on_ball(
     **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and its dual, in
     algorithm 1.
     """
-    G = as_gramian(gramian)
+    G = check_gramian(gramian)
     if not c >= 0:
         raise ValueError(f"`c` must be nonnegative. Got {c}.")
     check_max_iterations(max_iterations)

@@ -9,9 +9,9 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd.solvers._checks import as_gramian, check_max_iterations
-from jaxjd.solvers._face_cg import default_ridge, matmul
-from jaxjd.solvers._scaling import unit_diagonal
+from jaxjd._checks import check_gramian, check_max_iterations
+from jaxjd._numerics import matmul, unit_diagonal
+from jaxjd.solvers._face_cg import default_ridge
 
 
 class Bargain(NamedTuple):
@@ -67,7 +67,7 @@ def bargain(
     **Reference:** Navon et al. (2022), arXiv:2202.01017, equation 2, for $\alpha = 1$;
     Ban & Ji (2024), arXiv:2402.15638, equation 4.
     """
-    G = as_gramian(gramian)
+    G = check_gramian(gramian)
     check_max_iterations(max_iterations)
     if not alpha > 0:
         raise ValueError(f"`alpha` must be positive. Got {alpha}.")

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Real
 
+from jaxjd._checks import check_gramian, check_max_iterations
+from jaxjd._numerics import matmul, normalise_and_regularise, unit_diagonal
 from jaxjd.solvers._apg import apg
 from jaxjd.solvers._certificate import Certificate, certify
-from jaxjd.solvers._checks import as_gramian, check_max_iterations
-from jaxjd.solvers._face_cg import default_ridge, face_cg, matmul
+from jaxjd.solvers._face_cg import default_ridge, face_cg
 from jaxjd.solvers._implicit import differentiable
-from jaxjd.solvers._scaling import normalise_and_regularise, unit_diagonal
 
 
 class DualConeProjection(NamedTuple):
@@ -85,7 +85,7 @@ def project_dual_cone(
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, Proposition 1.
     """
-    G = as_gramian(gramian)
+    G = check_gramian(gramian)
     m = G.shape[0]
     if jnp.ndim(u) == 0 or jnp.shape(u)[-1] != m:
         raise ValueError(

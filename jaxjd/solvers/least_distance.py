@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxjd._checks import check_gramian, check_max_iterations
+from jaxjd._numerics import matmul, unit_diagonal
 from jaxjd.solvers._certificate import Certificate, certify
-from jaxjd.solvers._checks import as_gramian, check_max_iterations
-from jaxjd.solvers._face_cg import matmul
-from jaxjd.solvers._scaling import unit_diagonal
 from jaxjd.solvers.dual_cone import project_dual_cone
 
 
@@ -60,7 +59,7 @@ def least_distance(
     **Reference:** Lawson & Hanson (1974), Solving Least Squares Problems, chapter 23,
     for least distance as nonnegative least squares.
     """
-    G = as_gramian(gramian)
+    G = check_gramian(gramian)
     check_max_iterations(max_iterations)
     m = G.shape[0]
     if jnp.shape(levels) != (m,):

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxjd._checks import check_gramian, check_max_iterations
+from jaxjd._numerics import UnitDiagonal, matmul, unit_diagonal
 from jaxjd.solvers._certificate import Certificate
-from jaxjd.solvers._checks import as_gramian, check_max_iterations
-from jaxjd.solvers._face_cg import matmul
-from jaxjd.solvers._scaling import Scaled, unit_diagonal
 from jaxjd.solvers.least_distance import least_distance
 
 
@@ -59,7 +58,7 @@ def minimise_on_simplex(
 
     **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2.
     """
-    G = as_gramian(gramian)
+    G = check_gramian(gramian)
     check_max_iterations(max_iterations)
     m = G.shape[0]
     present = jnp.ones(m, bool) if mask is None else jnp.asarray(mask)
@@ -83,7 +82,7 @@ def minimise_on_simplex(
 
 
 def _certify(
-    scaled: Scaled, weights: Float[Array, " m"], projection: Certificate
+    scaled: UnitDiagonal, weights: Float[Array, " m"], projection: Certificate
 ) -> Certificate:
     C, weights = lax.stop_gradient((scaled.C, weights))
     m, eps = weights.shape[0], float(jnp.finfo(weights.dtype).eps)

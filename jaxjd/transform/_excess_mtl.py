@@ -8,11 +8,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from optax.experimental import aggregating
 
-from jaxjd.engine import accumulation_dtype
-from jaxjd.solvers._face_cg import matmul
+from jaxjd._checks import check_integer, check_mask, check_number
+from jaxjd._numerics import accumulation_dtype, matmul
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter
-from jaxjd.weighting._checks import check_integer, check_mask, check_number
 
 # That of the authors, under the root of the sums and in the denominator of the scaling.
 EPSILON = 1e-7

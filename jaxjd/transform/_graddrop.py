@@ -11,16 +11,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key, PyTree
 from optax.experimental import aggregating
 
-from jaxjd.engine import accumulation_dtype
+from jaxjd._checks import check_key, check_length, check_mask, check_vector
+from jaxjd._numerics import accumulation_dtype
 from jaxjd.jacobian import Jacobian
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, row_dtypes, sum_over_rows
-from jaxjd.weighting._checks import (
-    check_key,
-    check_length,
-    check_mask,
-    check_vector,
-)
 
 
 class GradDropState(NamedTuple):

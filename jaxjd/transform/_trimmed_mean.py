@@ -9,11 +9,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 from optax.experimental import aggregating
 
-from jaxjd.engine import accumulation_dtype
+from jaxjd._checks import check_integer, check_mask
+from jaxjd._numerics import accumulation_dtype
+from jaxjd._sorting import sort
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter, fold
-from jaxjd.weighting._checks import check_integer, check_mask
-from jaxjd.weighting._sorting import sort
 
 # On a CPU a pass for each entry that is dropped takes a twelfth of sorting, or less.
 MAX_PASSES = 12

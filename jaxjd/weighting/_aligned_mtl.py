@@ -6,7 +6,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd.weighting._checks import check_choice, check_vector, finite_or_nan
+from jaxjd._checks import check_choice, check_vector
+from jaxjd._numerics import finite_or_nan
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._spectrum import Spectrum, spectrum
 from jaxjd.weighting._weighting import Weighting, stateless

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxjd._checks import check_number, check_vector
 from jaxjd.solvers import Certificate, maximise_on_ball
 from jaxjd.weighting._certified import certified
-from jaxjd.weighting._checks import check_number, check_vector
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._weighting import Weighting
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxjd._checks import present_only
 from jaxjd.solvers import Certificate
-from jaxjd.weighting._checks import present_only
 from jaxjd.weighting._weighting import Weighting, stateless
 
 

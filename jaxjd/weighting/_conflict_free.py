@@ -6,14 +6,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd.solvers._face_cg import matmul
-from jaxjd.solvers._scaling import unit_diagonal
-from jaxjd.weighting._checks import (
-    check_choice,
-    check_integer,
-    check_vector,
-    finite_or_nan,
-)
+from jaxjd._checks import check_choice, check_integer, check_vector
+from jaxjd._numerics import finite_or_nan, matmul, unit_diagonal
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._spectrum import spectrum
 from jaxjd.weighting._weighting import Weighting, stateless

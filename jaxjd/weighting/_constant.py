@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd.weighting._checks import check_length, check_vector
+from jaxjd._checks import check_length, check_vector
 from jaxjd.weighting._weighting import Weighting, stateless
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd.weighting._checks import (
+from jaxjd._checks import (
     check_integer,
     check_length,
     check_mask,

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxjd.weighting._checks import check_gramian
+from jaxjd._checks import check_gramian
 from jaxjd.weighting._weighting import Weighting
 
 

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
+from jaxjd._checks import check_number
 from jaxjd.solvers import Bargain, Certificate, bargain
 from jaxjd.weighting._certified import certified
-from jaxjd.weighting._checks import check_number
 from jaxjd.weighting._weighting import Weighting
 
 

@@ -8,14 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxjd.solvers._face_cg import matmul
-from jaxjd.solvers._scaling import unit_diagonal
-from jaxjd.weighting._checks import (
-    check_integer,
-    check_key,
-    check_num_losses,
-    check_number,
-)
+from jaxjd._checks import check_integer, check_key, check_num_losses, check_number
+from jaxjd._numerics import matmul, unit_diagonal
 from jaxjd.weighting._permutations import row_permutations
 from jaxjd.weighting._weighting import Weighting, stateful
 

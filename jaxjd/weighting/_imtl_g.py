@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd.solvers._scaling import unit_diagonal
-from jaxjd.weighting._checks import finite_or_nan
+from jaxjd._numerics import finite_or_nan, unit_diagonal
 from jaxjd.weighting._spectrum import cutoff, spectrum
 from jaxjd.weighting._weighting import Weighting, stateless
 

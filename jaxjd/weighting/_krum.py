@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxjd.weighting._checks import check_integer, finite_or_nan
-from jaxjd.weighting._sorting import sort
+from jaxjd._checks import check_integer
+from jaxjd._numerics import finite_or_nan
+from jaxjd._sorting import sort
 from jaxjd.weighting._weighting import Weighting, stateless
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxjd._checks import check_integer
+from jaxjd._numerics import finite_or_nan, matmul
 from jaxjd.solvers import minimise_on_simplex
-from jaxjd.solvers._face_cg import matmul
 from jaxjd.weighting._certified import certified
-from jaxjd.weighting._checks import check_integer, finite_or_nan
 from jaxjd.weighting._mean import mean_weights
 from jaxjd.weighting._weighting import Weighting, stateless
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd.solvers._face_cg import matmul
-from jaxjd.weighting._checks import check_integer, check_num_losses, check_number
+from jaxjd._checks import check_integer, check_num_losses, check_number
+from jaxjd._numerics import matmul
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
 from jaxjd.weighting._weighting import Weighting, stateful

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxjd._checks import check_integer, check_num_losses, check_number
+from jaxjd._numerics import matmul
 from jaxjd.solvers import Certificate, bargain
-from jaxjd.solvers._face_cg import matmul
 from jaxjd.weighting._certified import unused, worst
-from jaxjd.weighting._checks import check_integer, check_num_losses, check_number
 from jaxjd.weighting._fairgrad import bargain_certificate
 from jaxjd.weighting._weighting import Weighting, stateful
 

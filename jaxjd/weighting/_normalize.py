@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from jaxjd.solvers._scaling import unit_diagonal
-from jaxjd.weighting._checks import present_only
+from jaxjd._checks import present_only
+from jaxjd._numerics import unit_diagonal
 from jaxjd.weighting._weighting import Weighting, check_weighting
 
 

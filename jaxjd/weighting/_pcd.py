@@ -7,15 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxjd._checks import check_integer, check_num_losses, check_number, check_vector
+from jaxjd._numerics import matmul
 from jaxjd.solvers import Certificate, least_distance
-from jaxjd.solvers._face_cg import matmul
 from jaxjd.weighting._certified import unused, worst
-from jaxjd.weighting._checks import (
-    check_integer,
-    check_num_losses,
-    check_number,
-    check_vector,
-)
 from jaxjd.weighting._weighting import Weighting, stateful
 
 

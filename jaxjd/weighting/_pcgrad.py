@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxjd.weighting._checks import check_key
+from jaxjd._checks import check_key
 from jaxjd.weighting._permutations import row_permutations
 from jaxjd.weighting._weighting import Weighting, stateful
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxjd.weighting._checks import check_length
+from jaxjd._checks import check_length
 from jaxjd.weighting._mean import mean_weights
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jaxjd._checks import check_integer, check_num_losses, present_only
 from jaxjd.solvers import Certificate, project_dual_cone
 from jaxjd.weighting._certified import unused, worst
-from jaxjd.weighting._checks import check_integer, check_num_losses, present_only
 from jaxjd.weighting._weighting import Weighting
 
 

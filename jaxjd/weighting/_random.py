@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxjd.weighting._checks import check_key, present_only
+from jaxjd._checks import check_key, present_only
 from jaxjd.weighting._weighting import Weighting
 
 

@@ -1,7 +1,7 @@
 """Regularize: any weighting, of a Gramian that is positive definite."""
 
-from jaxjd.solvers._scaling import normalise_and_regularise
-from jaxjd.weighting._checks import check_number, present_only
+from jaxjd._checks import check_number, present_only
+from jaxjd._numerics import normalise_and_regularise
 from jaxjd.weighting._weighting import Weighting, check_weighting
 
 

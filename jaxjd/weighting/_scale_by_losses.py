@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxjd.weighting._checks import present_only
+from jaxjd._checks import present_only
 from jaxjd.weighting._weighting import Weighting, check_weighting
 
 

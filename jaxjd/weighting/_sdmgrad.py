@@ -8,13 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxjd.solvers._face_cg import matmul
-from jaxjd.weighting._checks import (
-    check_integer,
-    check_num_losses,
-    check_number,
-    check_vector,
-)
+from jaxjd._checks import check_integer, check_num_losses, check_number, check_vector
+from jaxjd._numerics import matmul
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present

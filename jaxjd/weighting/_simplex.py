@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxjd._sorting import sort
 from jaxjd.weighting._mean import mean_weights
-from jaxjd.weighting._sorting import sort
 
 
 def project_onto_simplex(

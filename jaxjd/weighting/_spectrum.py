@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxjd.solvers._face_cg import matmul
+from jaxjd._numerics import matmul
 
 
 class Spectrum(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd.weighting._checks import check_vector
+from jaxjd._checks import check_vector
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._projection import projection
 from jaxjd.weighting._weighting import Weighting

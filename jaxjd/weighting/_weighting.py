@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd.weighting._checks import present_only
+from jaxjd._checks import present_only
 
 State = TypeVar("State")
 

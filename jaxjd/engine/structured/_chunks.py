@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxjd.engine import _contract
+from jaxjd._numerics import symmetric
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured._backward import both_passes
 from jaxjd.engine.structured._jacobian import Structured
@@ -66,4 +66,4 @@ class StructuredChunks(Chunked):
         upper = jax.lax.map(block_row, starts).reshape(
             -1, len(starts) * size * per_example
         )
-        return _contract.symmetric(upper[: self.num_rows, : self.num_rows])
+        return symmetric(upper[: self.num_rows, : self.num_rows])

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxjd.engine import _contract
+from jaxjd._numerics import accumulation_dtype
 from jaxjd.engine.structured._rules import Sizes
 
 Contraction = Literal["pairs", "rows"]
@@ -130,7 +130,7 @@ def choose(
 def rows(factors: Factors) -> Float[Array, "m k b i o"]:
     """The gradients themselves, float32 or wider."""
     left, right = factors.left, factors.right
-    dtype = _contract.accumulation_dtype(right)
+    dtype = accumulation_dtype(right)
     if factors.one_hot:
         scatter = partial(jax.ops.segment_sum, num_segments=factors.num_inputs)
         scatter = jax.vmap(scatter, (0, 0))  # Blocks.
@@ -138,7 +138,7 @@ def rows(factors: Factors) -> Float[Array, "m k b i o"]:
         # Segments must not be negative: those would count from the end.
         places = jnp.where(left < 0, factors.num_inputs, left)
         return jax.vmap(scatter)(right.astype(dtype), places)
-    dtype = _contract.accumulation_dtype(left, right)
+    dtype = accumulation_dtype(left, right)
     if left.dtype != right.dtype:  # The equation had another type of result.
         left, right = left.astype(dtype), right.astype(dtype)
     # An einsum would have its outputs in another order, and move them.
@@ -178,5 +178,5 @@ def _inner(x: Float[Array, "... b t n"], y: Float[Array, "... b s n"]) -> Array:
         by_block(y),
         (((2,), (2,)), ((0,), (0,))),
         precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=_contract.accumulation_dtype(x, y),
+        preferred_element_type=accumulation_dtype(x, y),
     )

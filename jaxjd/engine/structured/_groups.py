@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
+from jaxjd._numerics import accumulation_dtype
 from jaxjd.engine import _contract
 from jaxjd.engine.structured import _contraction, _use
 from jaxjd.engine.structured._backward import Pass
@@ -71,7 +72,7 @@ def rows(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
         return _sum(of_uses(same) for same in forms)
 
     direct = {
-        leaf: x.reshape(-1, *x.shape[2:]).astype(_contract.accumulation_dtype(x))
+        leaf: x.reshape(-1, *x.shape[2:]).astype(accumulation_dtype(x))
         for leaf, x in point.passes.direct.items()
     }
     of_nodes = [of_node(uses) for uses in _by_node(point, group)]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxjd.engine import _contract
+from jaxjd._numerics import accumulation_dtype, symmetric
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured import _groups
 from jaxjd.engine.structured._backward import Pass
@@ -72,11 +72,11 @@ class Structured:
         return self.num_rows
 
     def gramian(self) -> Float[Array, "m m"]:
-        return _contract.symmetric(self.products(self))
+        return symmetric(self.products(self))
 
     def products(self, other: "Structured") -> Float[Array, "a b"]:
         """Inner products with the rows of the same function for other examples."""
-        dtype = _contract.accumulation_dtype(*[self.inputs[i] for i in self.argnums])
+        dtype = accumulation_dtype(*[self.inputs[i] for i in self.argnums])
         total = jnp.zeros((self.num_rows, other.num_rows), dtype)
         left = self._point
         right = left if other is self else other._point

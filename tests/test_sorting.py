@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxjd.weighting._sorting import sort
+from jaxjd._sorting import sort
 
 VALUES = [3.0, -np.inf, np.nan, -2.5, 0.0, -0.0, np.inf, -1e-3, -np.nan, 1e3, 2.0, 2.0]
 

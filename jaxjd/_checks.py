@@ -1,4 +1,4 @@
-"""What do weightings refuse?"""
+"""Checks of Gramians, masks and hyperparameters, and what their messages say."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,21 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from jaxjd.engine import accumulation_dtype
-
 
 def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """**Raises:** `ValueError` if it is not square, `TypeError` if it is not real."""
-    gramian = jnp.asarray(gramian)
-    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or not gramian.size:
+    """A Gramian, in float32 if it was narrower.
+
+    **Raises:** `ValueError` if it is not square, `TypeError` if it is not real.
+    """
+    G = jnp.asarray(gramian)
+    if G.ndim != 2 or G.shape[0] != G.shape[1] or not G.size:
         raise ValueError(
-            f"`gramian` must be a square matrix, [m, m]. Got shape {gramian.shape}."
+            f"`gramian` must be a square matrix, [m, m]. Got shape {G.shape}."
         )
-    if not jnp.issubdtype(gramian.dtype, jnp.floating):
-        raise TypeError(f"`gramian` must be real floating-point. Got {gramian.dtype}.")
-    return gramian.astype(accumulation_dtype(gramian))
+    if not jnp.issubdtype(G.dtype, jnp.floating):
+        raise TypeError(f"`gramian` must be real floating-point. Got {G.dtype}.")
+    # Not jnp.promote_types, which keeps the weak type of a Python number.
+    return G.astype(jnp.float64 if G.dtype == jnp.float64 else jnp.float32)
 
 
 def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
@@ -144,8 +146,7 @@ def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> None:
         )
 
 
-def finite_or_nan(
-    gramian: Float[Array, "m m"], weights: Float[Array, " m"]
-) -> Float[Array, " m"]:
-    """NaN wherever the Gramian has one, for methods that would not pass it on."""
-    return jnp.where(jnp.isfinite(gramian).all(), weights, jnp.nan)
+def check_max_iterations(max_iterations: int | None) -> None:
+    """**Raises:** `ValueError` if the cap would leave nothing to return."""
+    if max_iterations is not None and max_iterations < 1:
+        raise ValueError(f"`max_iterations` must be at least 1. Got {max_iterations}.")

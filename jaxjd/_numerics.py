@@ -1,0 +1,78 @@
+"""Linear algebra on Gramians that the engine, the solvers and the weightings share.
+
+Three rules hold everywhere. Products are accumulated in float32 or wider, whatever the
+parameters are. They never use the reduced precision that accelerators take for float32
+by default: a Gramian that is off by 1e-3 has no dual cone left to speak of. And NaN in
+gives NaN out.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def accumulation_dtype(*arrays: Array) -> jnp.dtype:
+    """The dtype of all of them and float32, promoted even under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """`a @ b` in full precision. With TF32, KKT residuals stall at 1e-4."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def symmetric(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """The symmetric matrix with this upper triangle."""
+    # A gather: XLA turns the transpose of a product into a product of transposes, which
+    # is rounded differently.
+    row, column = np.indices(upper.shape)
+    return upper[np.minimum(row, column), np.maximum(row, column)]
+
+
+class UnitDiagonal(NamedTuple):
+    """A Gramian in the coordinates in which every gradient has norm 1."""
+
+    C: Float[Array, "m m"]  # G / (norms norms^T): a matrix of cosines.
+    norms: Float[Array, " m"]  # sqrt(diag(G)), 0 where a gradient is zero.
+    inverse_norms: Float[Array, " m"]  # 0 there as well.
+
+
+def unit_diagonal(gramian: Float[Array, "m m"]) -> UnitDiagonal:
+    """Scale a Gramian to unit diagonal. A zero gradient keeps a zero row.
+
+    Separable bounds survive a diagonal scaling, and so does the exact minimiser.
+    Therefore its derivative does not depend on the norms, and they are held constant.
+    """
+    diagonal = jnp.diagonal(gramian)
+    # Not `diagonal <= 0`, which is false for NaN: NaN must stay visible.
+    zero = diagonal <= 0
+    norms = lax.stop_gradient(jnp.sqrt(jnp.where(zero, 1, diagonal)))
+    inverse = jnp.where(zero, 0, 1 / norms)
+    # One factor after the other: their product may overflow.
+    C = gramian * inverse[:, None] * inverse[None, :]
+    return UnitDiagonal(C, jnp.where(zero, 0, norms), inverse)
+
+
+def normalise_and_regularise(
+    gramian: Float[Array, "m m"], norm_eps: float, reg_eps: float
+) -> Float[Array, "m m"]:
+    """`G / trace(G) + reg_eps I`, with 0 for G where its trace is below `norm_eps`.
+
+    This is TorchJD's rule.
+    """
+    trace = jnp.trace(gramian)
+    zero = (trace < norm_eps) | (trace == 0)
+    normalised = jnp.where(zero, 0, gramian / jnp.where(zero, 1, trace))
+    return normalised + reg_eps * jnp.eye(gramian.shape[0], dtype=gramian.dtype)
+
+
+def finite_or_nan(
+    gramian: Float[Array, "m m"], weights: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    """NaN wherever the Gramian has one, for methods that would not pass it on."""
+    return jnp.where(jnp.isfinite(gramian).all(), weights, jnp.nan)
