@@ -159,7 +159,10 @@ def group(
 
 def form(use: Use) -> Any:
     """Equal for uses whose factors may be joined."""
-    return use.node.key, use.bilinear.layout, use.bilinear.one_hot
+    # Layouts alone are not enough: a matrix looked up by rows, and one looked up by
+    # entries, are laid out alike.
+    sizes = dataclasses.replace(use.bilinear.sizes, t=0)
+    return use.node.key, use.bilinear.layout, sizes, use.bilinear.one_hot
 
 
 def reading(use: Use) -> Hashable:
