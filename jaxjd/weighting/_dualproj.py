@@ -15,8 +15,9 @@ def dualproj(
     *,
     norm_eps: float | None = None,
     reg_eps: float | None = None,
+    warm_start: bool = False,
     num_losses: int | None = None,
-    monitor: bool = False,
+    certificate: bool = False,
 ) -> Weighting:
     r"""Weights of the projection of the mean gradient onto the dual cone.
 
@@ -38,6 +39,7 @@ def dualproj(
         lambda m: (m,),
         norm_eps=norm_eps,
         reg_eps=reg_eps,
+        warm_start=warm_start,
         num_losses=num_losses,
-        monitor=monitor,
+        certificate=certificate,
     )
