@@ -24,7 +24,7 @@ help:
 	@echo "make test-oldest  the tests with the oldest JAX that is supported"
 	@echo "make test-newest  the tests with the newest JAX, on Python 3.13"
 	@echo "make lint         formatting, style and types only"
-	@echo "make format       mend what the linter can"
+	@echo "make format       mend what the linter can, and write the tables of methods"
 	@echo "make clean        remove the virtual environments and what was printed"
 
 # pip of this release or later knows dependency groups.
@@ -80,6 +80,7 @@ lint: $(VENV)/test
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m docs.tables
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest out

@@ -73,9 +73,9 @@ KINDS = (
 # The values of counterexamples. `conflicts`: the least cosine of the update with a
 # gradient, at points that are not Pareto-stationary, where an update exists that
 # conflicts with no loss. `not_linear`: the norm of A((I + C) J) - A(J) - A(C J) beside
-# that of A((I + C) J), for C = diag(3, 1, ..., 1). `not_weighted`: the part of the update
-# outside of the span of the rows. `not_rotated`: the norm of A(J Q) - A(J) Q beside that
-# of A(J), where Q turns by 45 degrees.
+# that of A((I + C) J), for C = diag(3, 1, ..., 1). `not_weighted`: the part of the
+# update outside of the span of the rows. `not_rotated`: the norm of A(J Q) - A(J) Q
+# beside that of A(J), where Q turns by 45 degrees.
 AGGREGATORS = {
     "aligned_mtl": Row(
         "NaN | mean decreases, left out | mean | mean decreases | mean"
