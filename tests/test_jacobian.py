@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxjd
 from tests import models
+from tests.xla import NORMAL
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -395,7 +396,7 @@ def test_the_forward_pass_is_compiled_once():
         )
         return losses, jac.vjp(jac.gramian().sum(0))
 
-    text = jax.jit(step).lower(params, x, y).compile().as_text()
+    text = jax.jit(step).lower(params, x, y).compile(NORMAL).as_text()
     assert text.count(" tanh(") == 1
 
 
@@ -413,7 +414,7 @@ def test_chunks_bound_the_memory():
             return jac.vjp(jac.gramian().sum(0))
 
         params = jnp.ones((10_000, 20), jnp.float32)
-        compiled = jax.jit(step).lower(params).compile()
+        compiled = jax.jit(step).lower(params).compile(NORMAL)
         return compiled.memory_analysis().temp_size_in_bytes
 
     row = 4 * 10_000 * 20
@@ -438,7 +439,7 @@ def test_chunks_bound_the_memory_of_activations():
 
         params = jnp.ones(width, jnp.float32)
         x = jnp.ones((m, 1), jnp.float32)
-        compiled = jax.jit(step).lower(params, x).compile()
+        compiled = jax.jit(step).lower(params, x).compile(NORMAL)
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(128, None) > 128 * 4 * width
@@ -462,8 +463,9 @@ def test_losses_of_tasks_need_no_rows_where_parameters_outweigh_activations(batc
 
         trunk = [jnp.ones((width, width), jnp.float32)] * depth
         params = {"trunk": trunk, "heads": jnp.ones((width, m), jnp.float32)}
-        compiled = jax.jit(step).lower(params, jnp.ones((batch, width), jnp.float32))
-        return compiled.compile().memory_analysis().temp_size_in_bytes
+        x = jnp.ones((batch, width), jnp.float32)
+        compiled = jax.jit(step).lower(params, x).compile(NORMAL)
+        return compiled.memory_analysis().temp_size_in_bytes
 
     if batch == 16:  # Of the order of the largest leaf times m.
         assert temporary("auto") == temporary("structured")

@@ -165,7 +165,10 @@ def test_vmap_over_gramians_is_a_loop_over_them():
     batched = jax.vmap(project_dual_cone, (None, 0))(rows_of_upgrad(), G)
     for index, one in enumerate(G):
         expected = project_dual_cone(rows_of_upgrad(), one).solution
-        np.testing.assert_allclose(batched.solution[index], expected, rtol=2e-5)
+        # Of entries of order 1, whose rounding a small one is left with.
+        np.testing.assert_allclose(
+            batched.solution[index], expected, rtol=2e-5, atol=1e-7
+        )
     converged = [True, False, True]
     np.testing.assert_array_equal(batched.certificate.converged.all(-1), converged)
 

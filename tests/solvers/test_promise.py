@@ -13,6 +13,8 @@ the error of the weights. Two limits are not the solver's, but of a Gramian in f
   added to the bound.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 
 from jaxjd.solvers import project_dual_cone
 from tests.solvers import problems
+from tests.xla import NORMAL
 
 EPS = np.finfo(np.float32).eps
 SCALES = (1e-8, 1.0, 1e8)
@@ -28,7 +31,7 @@ SCALES = (1e-8, 1.0, 1e8)
 BATCH = 72  # Gramians at once, so that each m is compiled once.
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=NORMAL)  # It takes long to run.
 @jax.vmap
 def upgrad_batch(G):
     m = len(G)
