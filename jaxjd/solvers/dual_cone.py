@@ -5,11 +5,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 
-from jaxjd._checks import check_gramian, check_max_iterations
-from jaxjd._numerics import matmul, normalise_and_regularise, unit_diagonal
+from jaxjd._checks import check_choice, check_gramian, check_max_iterations, check_number
+from jaxjd._numerics import add_noise, matmul, normalise_and_regularise, unit_diagonal
 from jaxjd.solvers._apg import apg
 from jaxjd.solvers._certificate import Certificate, certify
 from jaxjd.solvers._face_cg import default_ridge, face_cg
@@ -29,8 +31,9 @@ def project_dual_cone(
     u: Real[Array, "... m"],
     gramian: Float[Array, "m m"],
     *,
-    norm_eps: float | None = None,
-    reg_eps: float | None = None,
+    noise_eps: float | Float[Array, ""] | None = None,
+    norm_eps: float | Float[Array, ""] | None = None,
+    reg_eps: float | Float[Array, ""] | None = None,
     initial: Float[Array, "... m"] | None = None,
     method: Literal["face_cg", "apg"] = "face_cg",
     max_iterations: int | None = None,
@@ -85,6 +88,7 @@ def project_dual_cone(
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, Proposition 1.
     """
+    check_regularisation(noise_eps, norm_eps, reg_eps)
     G = check_gramian(gramian)
     m = G.shape[0]
     if jnp.ndim(u) == 0 or jnp.shape(u)[-1] != m:
@@ -94,7 +98,8 @@ def project_dual_cone(
         )
     if jnp.issubdtype(jnp.result_type(u), jnp.complexfloating):
         raise TypeError(f"`u` must be real. Got {jnp.result_type(u)}.")
-    _check_options(norm_eps, reg_eps, method, max_iterations)
+    check_choice("method", method, ("face_cg", "apg"))
+    check_max_iterations(max_iterations)
     shape = jnp.shape(u)
     u = jnp.asarray(u).astype(G.dtype).reshape(-1, m)
     if initial is not None:
@@ -103,8 +108,10 @@ def project_dual_cone(
         u,
         G,
         initial,
-        norm_eps=norm_eps,
-        reg_eps=reg_eps,
+        *(
+            None if eps is None else jnp.asarray(eps).astype(G.dtype)
+            for eps in (noise_eps, norm_eps, reg_eps)
+        ),
         method=method,
         max_iterations=max_iterations,
     )
@@ -114,18 +121,21 @@ def project_dual_cone(
     return DualConeProjection(weights.reshape(shape), certificate)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("norm_eps", "reg_eps", "method", "max_iterations")
-)
-def _project_rows(u, G, initial, *, norm_eps, reg_eps, method, max_iterations):
+@functools.partial(jax.jit, static_argnames=("method", "max_iterations"))
+def _project_rows(
+    u, G, initial, noise_eps, norm_eps, reg_eps, *, method, max_iterations
+):
     """The weights and the certificate for rows u of shape [k, m]."""
     m, dtype = G.shape[0], G.dtype
 
     # A regularised Gramian is definite; one that is not needs the standing ridge.
     H, ridge = G, default_ridge(m, dtype)
     if reg_eps is not None:
-        H, ridge = normalise_and_regularise(G, norm_eps or 0.0, reg_eps), 0.0
+        norm_eps = 0.0 if norm_eps is None else norm_eps
+        H, ridge = normalise_and_regularise(G, norm_eps, reg_eps), 0.0
     scaled = unit_diagonal(H)
+    if noise_eps is not None:
+        scaled = add_noise(scaled, noise_eps)
 
     # Row by row: `size` makes the largest bound 1. The solution is homogeneous in it.
     b = u * scaled.norms[None, :]
@@ -163,18 +173,29 @@ def _certificate(C, b, x, finished, iterations) -> Certificate:
     return certify(C, b, x, y, finished=finished, iterations=iterations)
 
 
-def _check_options(norm_eps, reg_eps, method, max_iterations):
-    for name, value in (("norm_eps", norm_eps), ("reg_eps", reg_eps)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"`{name}` must be nonnegative or None. Got {value}.")
+def check_regularisation(
+    noise_eps: float | Float[Array, ""] | None,
+    norm_eps: float | Float[Array, ""] | None,
+    reg_eps: float | Float[Array, ""] | None,
+) -> None:
+    """**Raises:** `ValueError` or `TypeError` as `project_dual_cone` does for these."""
+    named = {"noise_eps": noise_eps, "norm_eps": norm_eps, "reg_eps": reg_eps}
+    for name, value in named.items():
+        if isinstance(value, Tracer) or value is None:
+            continue  # A traced number cannot be checked.
+        if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
+            value = value.item()
+        check_number(name, value, "[0, inf)")
     if norm_eps is not None and reg_eps is None:
         raise ValueError(
             "`norm_eps` has no meaning without `reg_eps`: the default works at any "
             f"scale. Got norm_eps={norm_eps}; give `reg_eps` too, or neither."
         )
-    if method not in ("face_cg", "apg"):
-        raise ValueError(f"`method` must be 'face_cg' or 'apg'. Got {method!r}.")
-    check_max_iterations(max_iterations)
+    if noise_eps is not None and reg_eps is not None:
+        raise ValueError(
+            "`noise_eps` and `reg_eps` are two rules of regularisation: give one of "
+            f"them. Got noise_eps={noise_eps} and reg_eps={reg_eps}."
+        )
 
 
 def _broadcast_initial(initial, shape):

@@ -13,8 +13,9 @@ from jaxjd.weighting._weighting import Weighting
 def dualproj(
     preference: Float[Array, " m"] | Sequence[float] | None = None,
     *,
-    norm_eps: float | None = None,
-    reg_eps: float | None = None,
+    noise_eps: float | Float[Array, ""] | None = None,
+    norm_eps: float | Float[Array, ""] | None = None,
+    reg_eps: float | Float[Array, ""] | None = None,
     num_losses: int | None = None,
     monitor: bool = False,
 ) -> Weighting:
@@ -36,6 +37,7 @@ def dualproj(
     return projection(
         lambda gramian, mask: preference_or_mean(checked, gramian, mask),
         lambda m: (m,),
+        noise_eps=noise_eps,
         norm_eps=norm_eps,
         reg_eps=reg_eps,
         num_losses=num_losses,

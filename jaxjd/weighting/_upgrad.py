@@ -14,8 +14,9 @@ from jaxjd.weighting._weighting import Weighting
 def upgrad(
     preference: Float[Array, " m"] | Sequence[float] | None = None,
     *,
-    norm_eps: float | None = None,
-    reg_eps: float | None = None,
+    noise_eps: float | Float[Array, ""] | None = None,
+    norm_eps: float | Float[Array, ""] | None = None,
+    reg_eps: float | Float[Array, ""] | None = None,
     num_losses: int | None = None,
     monitor: bool = False,
 ) -> Weighting:
@@ -55,6 +56,7 @@ def upgrad(
     return projection(
         lambda gramian, mask: jnp.diag(preference_or_mean(checked, gramian, mask)),
         lambda m: (m, m),
+        noise_eps=noise_eps,
         norm_eps=norm_eps,
         reg_eps=reg_eps,
         num_losses=num_losses,
