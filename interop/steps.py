@@ -53,13 +53,13 @@ def steps(scale: float = 1.0, shift: float = 0.0, m: int = 6) -> list[list[Input
     ]
 
 
-def gradvac(beta: float, eps: float) -> Callable[[int, int], Ours]:
+def gradvac(decay: float, eps: float) -> Callable[[int, int], Ours]:
     def ours(m: int, n: int) -> Ours:
         del n
 
         def update(inputs, orders, targets):
             return gradvac_weights(
-                inputs.gramian, present(inputs), orders, targets, beta=beta, eps=eps
+                inputs.gramian, present(inputs), orders, targets, decay=decay, eps=eps
             )
 
         return Ours(lambda: jnp.zeros((m, m)), update)
@@ -110,9 +110,11 @@ METHODS = [
         CONDITION,
     ),
     Method(
-        "pcd, beta = 0.5, one tau each",
+        "pcd, decay = 0.5, one tau each",
         of_gramian(
-            lambda m: jaxjd.weighting.pcd(num_losses=m, beta=0.5, tau=preference(m)[1:])
+            lambda m: jaxjd.weighting.pcd(
+                num_losses=m, decay=0.5, tau=preference(m)[1:]
+            )
         ),
         lambda m, dtype: reference.PCDWeighting(preferred(m, dtype)[1:], 0.5),
         "gramian",
@@ -134,10 +136,10 @@ METHODS = [
         of_cross_gramian(
             lambda m: jaxjd.weighting.sdmgrad(
                 num_losses=m,
-                lr=0.5,
+                step_size=0.5,
                 momentum=0.2,
-                n_iter=7,
-                lambda_=2.0,
+                inner_steps=7,
+                regularization=2.0,
                 preference=preference(m),
             )
         ),
@@ -151,7 +153,9 @@ METHODS = [
     Method(
         "modo",
         of_cross_gramian(
-            lambda m: jaxjd.weighting.modo(num_losses=m, gamma=0.02, rho=0.3)
+            lambda m: jaxjd.weighting.modo(
+                num_losses=m, step_size=0.02, regularization=0.3
+            )
         ),
         lambda m, dtype: reference.MoDoWeighting(0.02, 0.3),
         "cross_gramian",
@@ -183,7 +187,7 @@ METHODS = [
             f"excess_mtl, {warmup} steps of warm-up",
             of_rows(
                 lambda m, warmup=warmup: jaxjd.excess_mtl(
-                    num_losses=m, robust_step_size=0.5, n_warmup_steps=warmup
+                    num_losses=m, step_size=0.5, warmup_steps=warmup
                 )
             ),
             lambda m, dtype, warmup=warmup: reference.ExcessMTL(0.5, warmup),

@@ -218,22 +218,24 @@ class Jacobian(metaclass=ExplainsItself):
         rows = [self.losses.from_engine(leaf) for leaf in self.rows.rows()]
         return self.parameters.unflatten(rows)
 
-    def restrict(self, mask: PyTree[bool]) -> "Jacobian":
+    def restrict(self, wrt: PyTree[bool]) -> "Jacobian":
         """The Jacobian with respect to some of the parameters only.
 
         **Arguments:**
 
-        - `mask`: a pytree of bools, like the parameters or a prefix of them.
+        - `wrt`: a pytree of bools, like the parameters or a prefix of them.
 
         **Returns:** a Jacobian in whose trees the other parameters are an
         `optax.MaskedNode`, optax's placeholder for what it must not touch.
 
-        **Raises:** `ValueError` if `mask` is no such tree or keeps nothing.
+        **Raises:** `ValueError` if `wrt` is no such tree or keeps nothing.
         """
-        flags = self.parameters.broadcast("mask", mask)
+        flags = self.parameters.broadcast("wrt", wrt)
         chosen = [n for n, i in enumerate(self.parameters.kept) if flags[i]]
         if not chosen:
-            raise ValueError("`mask` must keep at least one parameter. It keeps none.")
+            raise ValueError(
+                "`wrt` must keep at least one of the parameters. It keeps none of them."
+            )
         kept = tuple(self.parameters.kept[n] for n in chosen)
         return dataclasses.replace(
             self,

@@ -214,9 +214,9 @@ def test_restrict():
         # Again: of what is left.
         bias = part.restrict({"hidden": (False, True), "scale": True})
         close(bias.gramian(), expected[:, 15:] @ expected[:, 15:].T)
-        with pytest.raises(ValueError, match="`mask` must keep at least one parameter"):
+        with pytest.raises(ValueError, match="`wrt` must keep at least one of"):
             part.restrict({"hidden": False, "scale": True})
-        with pytest.raises(ValueError, match="`mask` must be structured like"):
+        with pytest.raises(ValueError, match="`wrt` must be structured like"):
             part.restrict({"hidden": True})
 
 

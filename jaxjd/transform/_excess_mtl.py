@@ -37,7 +37,7 @@ class ExcessMTLState(NamedTuple):
 
 
 def excess_mtl(
-    *, num_losses: int, robust_step_size: float = 1.0, n_warmup_steps: int = 0
+    *, num_losses: int, step_size: float = 1.0, warmup_steps: int = 0
 ) -> aggregating.Aggregator:
     r"""Weights that follow the excess risks, so that noise does not attract weight.
 
@@ -58,8 +58,8 @@ def excess_mtl(
     **Arguments:**
 
     - `num_losses`: m, for which the state is made.
-    - `robust_step_size`: $\eta > 0$.
-    - `n_warmup_steps`: for how many steps the weights stay $1/m$ while excess risks are
+    - `step_size`: $\eta > 0$.
+    - `warmup_steps`: for how many steps the weights stay $1/m$ while excess risks are
       collected, whose mean is the baseline. With 0 the first excess risks are the
       baseline, and that step uses them as they are.
 
@@ -72,8 +72,8 @@ def excess_mtl(
     part of its $H_i$.
     """
     num_losses = check_integer("num_losses", num_losses, least=1)
-    step_size = check_number("robust_step_size", robust_step_size, "(0, inf)")
-    n_warmup_steps = check_integer("n_warmup_steps", n_warmup_steps, least=0)
+    step_size = check_number("step_size", step_size, "(0, inf)")
+    warmup_steps = check_integer("warmup_steps", warmup_steps, least=0)
 
     def init_fn(params: optax.Params) -> ExcessMTLState:
         dtype = accumulation_dtype(jnp.zeros((), jnp.float16), *jax.tree.leaves(params))
@@ -127,12 +127,12 @@ def excess_mtl(
         squares, risks = zip(*by_parameter(jacobian, accumulate, old), strict=True)
         risks = jnp.stack(risks).sum(0)
 
-        warming_up = state.steps < n_warmup_steps
+        warming_up = state.steps < warmup_steps
         collected = mask & (warming_up | (state.risk_counts == 0))
         risk_sums = state.risk_sums + jnp.where(collected, risks, 0)
         risk_counts = state.risk_counts + collected.astype(jnp.int32)
         baselines = risk_sums / jnp.maximum(risk_counts, 1).astype(dtype)
-        first = (state.steps == 0) & (n_warmup_steps == 0)
+        first = (state.steps == 0) & (warmup_steps == 0)
         scaled = jnp.where(first, risks, risks / (baselines + EPSILON))
 
         # Equation 9.

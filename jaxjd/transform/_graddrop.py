@@ -32,7 +32,7 @@ def graddrop(
     leak: Float[Array, " m"] | Sequence[float] | None = None,
     *,
     key: int | Array = 0,
-    f: Callable[[Float[Array, "..."]], Float[Array, "..."]] = identity,
+    keep_probability: Callable[[Float[Array, "..."]], Float[Array, "..."]] = identity,
 ) -> aggregating.Aggregator:
     r"""Gradient sign dropout: each coordinate follows one sign, by how pure it is.
 
@@ -52,7 +52,7 @@ def graddrop(
     - `leak`: $\ell$, m numbers in $[0, 1]$, how much of each loss's gradient is never
       dropped. By default 0.
     - `key`: a seed or a key of `jax.random`. The state carries it on.
-    - `f`: increasing, from $[0, 1]$ to $[0, 1]$, applied to arrays.
+    - `keep_probability`: $f$, increasing, from $[0, 1]$ to $[0, 1]$, applied to arrays.
 
     **Raises:** `ValueError` or `TypeError` if `leak` is not a vector of numbers in
     $[0, 1]$ or `key` is no key; when `update` is traced, `ValueError` if `leak` has not
@@ -85,7 +85,7 @@ def graddrop(
             wide = accumulation_dtype(jnp.zeros((), dtype))
             drawn.append(jax.random.uniform(key, parameters.shapes[i], wide))
         uniforms = parameters.unflatten(drawn)
-        update = drop_signs(jacobian, uniforms, checked, f, mask)
+        update = drop_signs(jacobian, uniforms, checked, keep_probability, mask)
         return update, GradDropState(following)
 
     return aggregating.Aggregator(init_fn, update_fn)
@@ -102,7 +102,7 @@ def drop_signs(
     jacobian: Jacobian,
     uniforms: PyTree[Float[Array, "..."]],
     leak: Float[Array, " m"] | None = None,
-    f: Callable[[Float[Array, "..."]], Float[Array, "..."]] = identity,
+    keep_probability: Callable[[Float[Array, "..."]], Float[Array, "..."]] = identity,
     mask: Bool[Array, " m"] | None = None,
 ) -> PyTree[Float[Array, "..."]]:
     """The update of GradDrop for given `uniforms`, a pytree like the parameters."""
@@ -127,7 +127,7 @@ def drop_signs(
     def combined(sums: Any, uniform: Array) -> Array:
         everything, droppable, leaked = sums
         total = everything.positive - everything.negative
-        purity = f(everything.positive / jnp.where(total > 0, total, 1))
+        purity = keep_probability(everything.positive / jnp.where(total > 0, total, 1))
         uniform = uniform.astype(total.dtype)
         update = jnp.where(purity > uniform, droppable.positive, 0)
         update += jnp.where(purity < uniform, droppable.negative, 0)

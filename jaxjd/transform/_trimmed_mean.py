@@ -19,11 +19,11 @@ from jaxjd.transform._rows import along_rows, by_parameter, fold
 MAX_PASSES = 12
 
 
-def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
+def trimmed_mean(num_trimmed: int) -> aggregating.Aggregator:
     r"""The mean of each coordinate without its largest and smallest entries.
 
-    In each coordinate the `trim_number` largest and as many smallest of the m entries
-    are dropped, and the others averaged: with at most `trim_number` losses corrupted,
+    In each coordinate the `num_trimmed` largest and as many smallest of the m entries
+    are dropped, and the others averaged: with at most `num_trimmed` losses corrupted,
     the result stays among the entries of the others. An infinite entry is an extreme
     like others; a coordinate with a NaN becomes NaN.
 
@@ -31,21 +31,21 @@ def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
     parameter must be in memory, to be compared: a structured Jacobian forms them for
     one parameter at a time, but with a `chunk_size` or another method it is all of $J$.
     It takes a `mask` as [`jaxjd.aggregate`][] does, and ignores the rows of missing
-    losses whatever they are. If they leave no more than `2 * trim_number` losses, as
+    losses whatever they are. If they leave no more than `2 * num_trimmed` losses, as
     many are dropped as leave one or two: the median. If they leave none, the update
     is 0.
 
     **Arguments:**
 
-    - `trim_number`: how many entries to drop at either end, at least 0.
+    - `num_trimmed`: how many entries to drop at either end, at least 0.
 
-    **Raises:** `ValueError` or `TypeError` if `trim_number` is no such integer; when
-    `update` is traced, `ValueError` if there are not at least `2 * trim_number + 1`
+    **Raises:** `ValueError` or `TypeError` if `num_trimmed` is no such integer; when
+    `update` is traced, `ValueError` if there are not at least `2 * num_trimmed + 1`
     losses, and as [`jaxjd.aggregate`][].
 
     **Reference:** Yin et al. (2018), arXiv:1803.01498, Definition 2.
     """
-    trim_number = check_integer("trim_number", trim_number, least=0)
+    num_trimmed = check_integer("num_trimmed", num_trimmed, least=0)
 
     def update_fn(
         updates: Any,
@@ -58,10 +58,10 @@ def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
         del extra_args  # For other links of the chain.
         jacobian = as_jacobian(updates, params)
         m = jacobian.num_losses
-        if m < 2 * trim_number + 1:
+        if m < 2 * num_trimmed + 1:
             raise ValueError(
-                f"`trim_number` must leave at least one of the {m} losses, so be at "
-                f"most {(m - 1) // 2}. Got {trim_number}."
+                f"`num_trimmed` must leave at least one of the {m} losses, so be at "
+                f"most {(m - 1) // 2}. Got {num_trimmed}."
             )
         present = check_mask(mask, m)
         means = by_parameter(jacobian, lambda rows: mean_of_middle(rows, present))
@@ -71,8 +71,8 @@ def trimmed_mean(trim_number: int) -> aggregating.Aggregator:
         rows: Float[Array, "m ..."], present: Bool[Array, " m"]
     ) -> Float[Array, "..."]:
         count = present.sum(dtype=jnp.int32)
-        trimmed = jnp.minimum(trim_number, jnp.maximum(count - 1, 0) // 2)
-        if trim_number <= MAX_PASSES:
+        trimmed = jnp.minimum(num_trimmed, jnp.maximum(count - 1, 0) // 2)
+        if num_trimmed <= MAX_PASSES:
             total = sum_by_passes(rows, present, trimmed)
         else:
             total = sum_by_sorting(rows, present, trimmed)

@@ -16,7 +16,7 @@ def cagrad(
     c: float = 0.5,
     preference: Float[Array, " m"] | Sequence[float] | None = None,
     *,
-    monitor: bool = False,
+    certificate: bool = False,
 ) -> Weighting:
     r"""Weights of conflict-averse gradient descent.
 
@@ -35,9 +35,10 @@ def cagrad(
     - `c`: the radius of the ball, relative to the norm of its centre, in [0, inf).
     - `preference`: $u \succeq 0$, m numbers: $g_0 = J^\top u$. By default $1/m$ for
       each loss.
-    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
-      step: its `complementarity` is the gap between the least progress and the bound on
-      it that the dual proves, and its iterations are problems of least distance.
+    - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
+      last step: its `complementarity` is the gap between the least progress and the
+      bound on it that the dual proves, and its iterations are problems of least
+      distance.
       `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `c` is not in [0, inf) or `preference` is
@@ -58,4 +59,4 @@ def cagrad(
         certificate = Certificate(zero, zero, best.gap, best.iterations, best.converged)
         return centre + best.solution, certificate
 
-    return certified(cagrad_weights, monitor=monitor)
+    return certified(cagrad_weights, certificate=certificate)

@@ -1,8 +1,8 @@
 """Where does a user read whether the solver behind a weighting has converged?
 
-In the state: made with `monitor=True`, a weighting that solves a problem keeps there,
-at every step, how well it solved it. `optax.tree.get(opt_state, "certificate")` finds
-it in the state of a chain. Without, nothing is kept and nothing is computed.
+In the state. Made with `certificate=True`, a weighting that solves a problem keeps
+there how well it solved it in the last step. `optax.tree.get(opt_state, "certificate")`
+finds it in the state of a chain. By default nothing is kept and nothing is computed.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from jaxjd.weighting._weighting import Weighting, stateless
 
 
 class CertifiedState(NamedTuple):
-    """The state of a weighting that is monitored."""
+    """The state of a weighting that keeps its certificate."""
 
     certificate: Certificate
     """Of the last step: the worst of all rows in every field, each a scalar."""
@@ -29,19 +29,19 @@ def certified(
         [Float[Array, "m m"], Bool[Array, " m"]], tuple[Float[Array, " m"], Certificate]
     ],
     *,
-    monitor: bool,
+    certificate: bool,
 ) -> Weighting:
     """A weighting from a function of a checked Gramian and a mask that certifies.
 
     The function sees zeros in the rows and columns of the losses that are missing.
     """
-    if not monitor:
+    if not certificate:
         return stateless(lambda gramian, mask: solve(gramian, mask)[0])
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
-        weights, certificate = solve(*present_only(gramian, mask))
-        return weights, CertifiedState(worst(certificate, state.certificate))
+        weights, of_rows = solve(*present_only(gramian, mask))
+        return weights, CertifiedState(worst(of_rows, state.certificate))
 
     return Weighting(lambda: CertifiedState(unused()), update)
 

@@ -35,7 +35,7 @@ class CRMOGMState(NamedTuple):
 
 def cr_mogm(
     weighting: Weighting,
-    alpha: float | Callable[[Int[Array, ""]], Float[Array, ""]] = 0.9,
+    decay: float | Callable[[Int[Array, ""]], Float[Array, ""]] = 0.9,
     *,
     num_losses: int,
     initial_weights: Float[Array, " m"] | Sequence[float] | None = None,
@@ -51,9 +51,9 @@ def cr_mogm(
 
     - `weighting`: of which the weights are averaged. It gets the mask and all extra
       arguments, and its state is inside of this one's.
-    - `alpha`: how much of the average stays, in [0, 1], or a schedule of optax: a
-      function of the number of steps made. The paper lets it increase towards 1 as
-      the learning rate decays.
+    - `decay`: $\alpha$, how much of the average stays, in [0, 1], or a schedule of
+      optax: a function of the number of steps made. The paper lets it increase towards
+      1 as the learning rate decays.
     - `num_losses`: m.
     - `initial_weights`: $w_0$, m numbers. By default the average of a loss starts with
       its first weight.
@@ -67,8 +67,8 @@ def cr_mogm(
     """
     check_weighting(weighting)
     check_integer("num_losses", num_losses, least=1)
-    if not callable(alpha):
-        check_number("alpha", alpha, "[0, 1]")
+    if not callable(decay):
+        check_number("decay", decay, "[0, 1]")
     start = None
     if initial_weights is not None:
         start = check_vector("initial_weights", initial_weights, nonnegative=False)
@@ -85,7 +85,7 @@ def cr_mogm(
         )
         check_num_losses(num_losses, gramian)
         mask = check_mask(mask, num_losses)
-        stays = alpha(state.count) if callable(alpha) else alpha
+        stays = decay(state.count) if callable(decay) else decay
         stays = jnp.asarray(stays, chosen.dtype)
         average = state.average.astype(chosen.dtype)
         moved = jnp.where(state.started, stays * average + (1 - stays) * chosen, chosen)

@@ -16,8 +16,9 @@ def dualproj(
     noise_eps: float | Float[Array, ""] | None = None,
     norm_eps: float | Float[Array, ""] | None = None,
     reg_eps: float | Float[Array, ""] | None = None,
+    warm_start: bool = False,
     num_losses: int | None = None,
-    monitor: bool = False,
+    certificate: bool = False,
 ) -> Weighting:
     r"""Weights of the projection of the mean gradient onto the dual cone.
 
@@ -40,6 +41,7 @@ def dualproj(
         noise_eps=noise_eps,
         norm_eps=norm_eps,
         reg_eps=reg_eps,
+        warm_start=warm_start,
         num_losses=num_losses,
-        monitor=monitor,
+        certificate=certificate,
     )

@@ -8,7 +8,7 @@ from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
 
 
-def fairgrad(alpha: float = 2.0, *, monitor: bool = False) -> Weighting:
+def fairgrad(alpha: float = 2.0, *, certificate: bool = False) -> Weighting:
     r"""Weights that solve $Gw = w^{-1/\alpha}$, entry by entry.
 
     Along the update $J^\top w$ of its length, $\sum_i (g_i^\top d)^{1 - \alpha} / (1 -
@@ -21,8 +21,8 @@ def fairgrad(alpha: float = 2.0, *, monitor: bool = False) -> Weighting:
     **Arguments:**
 
     - `alpha`: in (0, inf).
-    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
-      step: its `dual` is $\max_i |(Gw)_i w_i^{1/\alpha} - 1|$.
+    - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
+      last step: its `dual` is $\max_i |(Gw)_i w_i^{1/\alpha} - 1|$.
       `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `alpha` is not in (0, inf).
@@ -35,7 +35,7 @@ def fairgrad(alpha: float = 2.0, *, monitor: bool = False) -> Weighting:
         solved = bargain(gramian, alpha=alpha, mask=mask)
         return solved.solution, bargain_certificate(solved)
 
-    return certified(fairgrad_weights, monitor=monitor)
+    return certified(fairgrad_weights, certificate=certificate)
 
 
 def bargain_certificate(solved: Bargain) -> Certificate:

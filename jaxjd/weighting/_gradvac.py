@@ -29,7 +29,7 @@ class GradVacState(NamedTuple):
 def gradvac(
     *,
     num_losses: int,
-    beta: float = 0.5,
+    decay: float = 0.5,
     eps: float = 1e-8,
     key: int | Key[Array, ""] = 0,
 ) -> Weighting:
@@ -49,7 +49,7 @@ def gradvac(
     **Arguments:**
 
     - `num_losses`: m.
-    - `beta`: how fast the targets follow the cosines, in [0, 1].
+    - `decay`: $1 - \beta$, how much of a target stays, in [0, 1].
     - `eps`: is added to the denominators of the cosine and of the multiple, and bounds
       the multiple where the target is 1. Gradients count in units of their norms here:
       `eps` means the same at all scales, and so do the weights. TorchJD adds it to
@@ -62,7 +62,7 @@ def gradvac(
     **Reference:** Wang et al. (2021), arXiv:2010.05874, Algorithm 1.
     """
     check_integer("num_losses", num_losses, least=1)
-    check_number("beta", beta, "[0, 1]")
+    check_number("decay", decay, "[0, 1]")
     check_number("eps", eps, "[0, inf)")
     start = check_key(key)
 
@@ -75,21 +75,21 @@ def gradvac(
         orders = row_permutations(now, num_losses)
         targets = state.targets.astype(gramian.dtype)
         chosen, targets = gradvac_weights(
-            gramian, mask, orders, targets, beta=beta, eps=eps
+            gramian, mask, orders, targets, decay=decay, eps=eps
         )
         return chosen, GradVacState(targets, key)
 
     return stateful(init, weights)
 
 
-@functools.partial(jax.jit, static_argnames=("beta", "eps"))
+@functools.partial(jax.jit, static_argnames=("decay", "eps"))
 def gradvac_weights(
     gramian: Float[Array, "m m"],
     mask: Bool[Array, " m"],
     permutations: Int[Array, "m m"],
     targets: Float[Array, "m m"],
     *,
-    beta: float,
+    decay: float,
     eps: float,
 ) -> tuple[Float[Array, " m"], Float[Array, "m m"]]:
     """The weights where gradient i meets the others in the order of row i; targets."""
@@ -109,7 +109,7 @@ def gradvac_weights(
         )
         meets = (others != own) & nonzero & nonzero[others]
         turn = jnp.where(meets & (phi < target), turn, 0)
-        followed = jnp.where(meets, (1 - beta) * target + beta * phi, target)
+        followed = jnp.where(meets, decay * target + (1 - decay) * phi, target)
         return (
             coefficients.at[own, others].add(turn),
             cosines + turn[:, None] * scaled.C[others],

@@ -15,7 +15,9 @@ from jaxjd.weighting._mean import mean_weights
 from jaxjd.weighting._weighting import Weighting, stateless
 
 
-def mgda(*, frank_wolfe_steps: int | None = None, monitor: bool = False) -> Weighting:
+def mgda(
+    *, frank_wolfe_steps: int | None = None, certificate: bool = False
+) -> Weighting:
     r"""Weights of the multiple-gradient descent algorithm, $\operatorname{argmin}_w
     \|J^\top w\|$ over $w \succeq 0$ with $\sum_i w_i = 1$.
 
@@ -28,11 +30,11 @@ def mgda(*, frank_wolfe_steps: int | None = None, monitor: bool = False) -> Weig
     - `frank_wolfe_steps`: if given, the problem is not solved exactly, but by so many
       steps of the Frank-Wolfe method at most, which stops when a step is shorter than
       1e-3. 100 gives TorchJD's weights, which are within about 1 % of the exact ones.
-    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
-      step. `optax.tree.get(opt_state, "certificate")` finds it.
+    - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
+      last step. `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `frank_wolfe_steps` is not a positive
-    integer, or is given together with `monitor`: it certifies nothing.
+    integer, or is given together with `certificate`: it certifies nothing.
 
     **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2; Sener & Koltun
     (2018), arXiv:1810.04650, algorithm 2, for the Frank-Wolfe method.
@@ -42,13 +44,13 @@ def mgda(*, frank_wolfe_steps: int | None = None, monitor: bool = False) -> Weig
         def mgda_weights(gramian, mask):
             return minimise_on_simplex(gramian, mask=mask)
 
-        return certified(mgda_weights, monitor=monitor)
+        return certified(mgda_weights, certificate=certificate)
 
     steps = check_integer("frank_wolfe_steps", frank_wolfe_steps, least=1)
-    if monitor:
+    if certificate:
         raise ValueError(
-            "`monitor` must be False if `frank_wolfe_steps` is given: these steps have "
-            "no certificate."
+            "`certificate` must be False if `frank_wolfe_steps` is given: these steps "
+            "have no certificate."
         )
     return stateless(lambda gramian, mask: _frank_wolfe(gramian, mask, steps))
 

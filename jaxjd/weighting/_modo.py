@@ -18,7 +18,9 @@ class MoDoState(NamedTuple):
     weights: Float[Array, " m"]
 
 
-def modo(*, num_losses: int, gamma: float = 0.1, rho: float = 0.1) -> Weighting:
+def modo(
+    *, num_losses: int, step_size: float = 0.1, regularization: float = 0.1
+) -> Weighting:
     r"""Weights of MoDo, multi-objective gradient with double sampling.
 
     $w \leftarrow \Pi(w - \gamma (J_1 J_2^\top w + \rho w))$, where $\Pi$ is the
@@ -42,8 +44,8 @@ def modo(*, num_losses: int, gamma: float = 0.1, rho: float = 0.1) -> Weighting:
     **Arguments:**
 
     - `num_losses`: m.
-    - `gamma`: $\gamma > 0$, the step size. It does not scale with the gradients.
-    - `rho`: $\rho \geq 0$, pulls the weights towards equal ones.
+    - `step_size`: $\gamma > 0$. It does not scale with the gradients.
+    - `regularization`: $\rho \geq 0$, pulls the weights towards equal ones.
 
     **Raises:** `TypeError` or `ValueError` if a number is none or out of its range,
     and, when used, `ValueError` if there is no `cross_gramian`, or there are not
@@ -53,8 +55,8 @@ def modo(*, num_losses: int, gamma: float = 0.1, rho: float = 0.1) -> Weighting:
     JMLR 25, equation 2.9.
     """
     check_integer("num_losses", num_losses, least=1)
-    check_number("gamma", gamma, "(0, inf)")
-    check_number("rho", rho, "[0, inf)")
+    check_number("step_size", step_size, "(0, inf)")
+    check_number("regularization", regularization, "[0, inf)")
 
     def init():
         return MoDoState(jnp.full(num_losses, 1 / num_losses))
@@ -63,8 +65,8 @@ def modo(*, num_losses: int, gamma: float = 0.1, rho: float = 0.1) -> Weighting:
         check_num_losses(num_losses, cross_gramian)
         old = state.weights.astype(cross_gramian.dtype)
         w, share = share_of_present(old, mask)
-        gradient = matmul(cross_gramian, w) + rho * w
-        w = project_onto_simplex(w - gamma * gradient, mask)
+        gradient = matmul(cross_gramian, w) + regularization * w
+        w = project_onto_simplex(w - step_size * gradient, mask)
         return w, MoDoState(jnp.where(mask, share * w, old))
 
     return of_cross_gramian("modo", stateful(init, weights))

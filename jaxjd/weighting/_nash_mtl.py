@@ -24,7 +24,7 @@ class NashMTLState(NamedTuple):
     """How many steps there were."""
     certificate: Certificate | None
     r"""How well those weights solve the problem: `dual` is
-    $\max_i |(Gw)_i w_i - 1|$. None unless `monitor` is true."""
+    $\max_i |(Gw)_i w_i - 1|$. None unless `certificate` is true."""
 
 
 def nash_mtl(
@@ -32,7 +32,7 @@ def nash_mtl(
     num_losses: int,
     max_norm: float = 1.0,
     update_every: int = 1,
-    monitor: bool = False,
+    certificate: bool = False,
 ) -> Weighting:
     r"""Weights of the Nash bargaining solution, $Gw = 1/w$, entry by entry.
 
@@ -52,7 +52,7 @@ def nash_mtl(
     - `max_norm`: the largest norm of the update $J^\top w$; 0 for no limit.
     - `update_every`: for how many steps the same weights are used. A loss that is
       missing when they are chosen has the weight zero until they are chosen again.
-    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
+    - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
       weights. `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `num_losses` or `update_every` is not a
@@ -69,7 +69,7 @@ def nash_mtl(
         return NashMTLState(
             jnp.ones(num_losses),
             jnp.zeros((), jnp.int32),
-            unused() if monitor else None,
+            unused() if certificate else None,
         )
 
     def nash_mtl_weights(gramian, mask, state):

@@ -22,16 +22,16 @@ class PCDState(NamedTuple):
     counts: Int[Array, " m"]
     """How many steps each loss took part in."""
     certificate: Certificate | None
-    """Of the last problem of least distance. None unless `monitor` is true."""
+    """Of the last problem of least distance. None unless `certificate` is true."""
 
 
 def pcd(
     *,
     num_losses: int,
     tau: float | Float[Array, " m-1"] | Sequence[float] = 0.02,
-    beta: float = 0.999,
+    decay: float = 0.999,
     eps: float = 1e-8,
-    monitor: bool = False,
+    certificate: bool = False,
 ) -> Weighting:
     r"""Weights of priority-constrained descent.
 
@@ -51,10 +51,10 @@ def pcd(
     - `num_losses`: m.
     - `tau`: the fraction of the progress along its own normalised gradient that every
       secondary loss is guaranteed, in [0, 1]: one number, or m - 1.
-    - `beta`: the decay of the moving average, in [0, 1).
+    - `decay`: how much of the moving average stays, in [0, 1).
     - `eps`: in [0, inf).
-    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
-      step. `optax.tree.get(opt_state, "certificate")` finds it.
+    - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
+      last step. `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if an argument is outside of its range or
     `tau` has another length, and, when used, `ValueError` if there are not `num_losses`
@@ -63,7 +63,7 @@ def pcd(
     **Reference:** Varam & AlHajri (2026), arXiv:2606.29521, appendix B.
     """
     num_losses = check_integer("num_losses", num_losses, least=1)
-    beta = check_number("beta", beta, "[0, 1)")
+    decay = check_number("decay", decay, "[0, 1)")
     eps = check_number("eps", eps, "[0, inf)")
     taus = _check_tau(tau, num_losses)
 
@@ -71,7 +71,7 @@ def pcd(
         return PCDState(
             jnp.zeros(num_losses),
             jnp.zeros(num_losses, jnp.int32),
-            unused() if monitor else None,
+            unused() if certificate else None,
         )
 
     def pcd_weights(gramian, mask, state):
@@ -80,8 +80,8 @@ def pcd(
         seen = jnp.diagonal(gramian)
         counts = state.counts + mask.astype(jnp.int32)
         before = state.squared_norms.astype(dtype)
-        average = jnp.where(mask, beta * before + (1 - beta) * seen, before)
-        debiased = average / (1 - beta ** jnp.maximum(counts, 1).astype(dtype))
+        average = jnp.where(mask, decay * before + (1 - decay) * seen, before)
+        debiased = average / (1 - decay ** jnp.maximum(counts, 1).astype(dtype))
         size = jnp.sqrt(debiased + eps)
         scales = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
 

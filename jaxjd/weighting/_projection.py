@@ -1,4 +1,4 @@
-"""What do UPGrad and DualProj share: a projection, monitored and started warm?"""
+"""Weights from a projection onto the dual cone: what UPGrad and DualProj share."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,10 +23,10 @@ class ProjectionState(NamedTuple):
 
     solution: Float[Array, "... m"] | None
     """The weights of the last projections, with which the next search begins: [m, m]
-    for UPGrad, [m] for DualProj. None unless `num_losses` is given."""
+    for UPGrad, [m] for DualProj. None without `warm_start`."""
     certificate: Certificate | None
     """Of the last step: the worst of all rows in every field, each a scalar. None
-    unless `monitor` is true."""
+    without `certificate`."""
 
 
 def projection(
@@ -36,8 +36,9 @@ def projection(
     noise_eps: float | Float[Array, ""] | None,
     norm_eps: float | Float[Array, ""] | None,
     reg_eps: float | Float[Array, ""] | None,
+    warm_start: bool,
     num_losses: int | None,
-    monitor: bool,
+    certificate: bool,
 ) -> Weighting:
     """Weights that are the sum of the projections of some combinations of gradients.
 
@@ -52,13 +53,19 @@ def projection(
         noise_eps = NOISE_EPS
     if num_losses is not None:
         check_integer("num_losses", num_losses, least=1)
+    if warm_start and num_losses is None:
+        raise ValueError(
+            "`num_losses` must be given with `warm_start=True`: the state holds the "
+            "projections of that many losses."
+        )
 
     def init():
-        solution = None if num_losses is None else jnp.zeros(shape(num_losses))
-        certificate = unused() if monitor else None
-        if solution is None and certificate is None:
+        if not (warm_start or certificate):
             return optax.EmptyState()
-        return ProjectionState(solution, certificate)
+        solution = None
+        if warm_start and num_losses is not None:  # The latter is checked above.
+            solution = jnp.zeros(shape(num_losses))
+        return ProjectionState(solution, unused() if certificate else None)
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
@@ -71,12 +78,12 @@ def projection(
             noise_eps=noise_eps,
             norm_eps=norm_eps,
             reg_eps=reg_eps,
-            initial=None if num_losses is None else state.solution,
+            initial=state.solution if warm_start else None,
         )
-        if monitor:
-            certificate = worst(projected.certificate, state.certificate)
-            state = state._replace(certificate=certificate)
-        if num_losses is not None:
+        if certificate:
+            worst_row = worst(projected.certificate, state.certificate)
+            state = state._replace(certificate=worst_row)
+        if warm_start:
             # After a batch that is not finite this is NaN, from which the solver does
             # not begin: the next search is a cold one.
             solution = projected.solution.astype(state.solution.dtype)

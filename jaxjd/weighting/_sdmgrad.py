@@ -25,19 +25,20 @@ class SDMGradState(NamedTuple):
 def sdmgrad(
     *,
     num_losses: int,
-    lr: float = 10.0,
+    step_size: float = 10.0,
     momentum: float = 0.5,
-    n_iter: int = 20,
-    lambda_: float = 0.3,
+    inner_steps: int = 20,
+    regularization: float = 0.3,
     preference: Float[Array, " m"] | Sequence[float] | None = None,
 ) -> Weighting:
     r"""Weights of SDMGrad, stochastic direction-oriented multi-objective descent.
 
     $(w + \lambda u) / (1 + \lambda)$ with the preference $u$, where $w$ is kept from
-    step to step and moved by `n_iter` steps $w \leftarrow \Pi(w - \eta A (w + \lambda
-    u))$, with momentum. $\Pi$ is the projection onto the simplex and $A$ is
-    $J_1 J_2^\top$ over the square of the mean of the roots of its diagonal (0 for
-    negative entries; where there is no other, $w$ stays).
+    step to step and moved by `inner_steps` steps
+    $w \leftarrow \Pi(w - \eta A (w + \lambda u))$, with momentum. $\Pi$ is the
+    projection onto the simplex and $A$ is $J_1 J_2^\top$ over the square of the mean of
+    the roots of its diagonal (0 for negative entries; where there is no other, $w$
+    stays).
 
     $J_1$ and $J_2$ must be of independent batches: the update takes the extra argument
     `cross_gramian`, [m, m], and uses it instead of the Gramian. With a third batch for
@@ -53,8 +54,8 @@ def sdmgrad(
     **Arguments:**
 
     - `num_losses`: m.
-    - `lr`, `momentum`, `n_iter`: $\eta > 0$, in [0, 1), and at least 1.
-    - `lambda_`: $\lambda \geq 0$, how strongly the preference pulls.
+    - `step_size`, `momentum`, `inner_steps`: $\eta > 0$, in [0, 1), and at least 1.
+    - `regularization`: $\lambda \geq 0$, how strongly the preference pulls.
     - `preference`: $u \succeq 0$, m numbers. By default $1/m$ for each loss.
 
     A loss that is missing keeps its part of $w$, and the others share what is left.
@@ -67,10 +68,10 @@ def sdmgrad(
     section 6.1.
     """
     check_integer("num_losses", num_losses, least=1)
-    check_number("lr", lr, "(0, inf)")
+    check_number("step_size", step_size, "(0, inf)")
     check_number("momentum", momentum, "[0, 1)")
-    check_integer("n_iter", n_iter, least=1)
-    check_number("lambda_", lambda_, "[0, inf)")
+    check_integer("inner_steps", inner_steps, least=1)
+    check_number("regularization", regularization, "[0, inf)")
     checked = None
     if preference is not None:
         checked = check_vector("preference", preference, nonnegative=True)
@@ -89,14 +90,14 @@ def sdmgrad(
 
         def step(_, carry):
             w, velocity = carry
-            velocity = momentum * velocity + matmul(A, w + lambda_ * preferred)
-            return project_onto_simplex(w - lr * velocity, mask), velocity
+            velocity = momentum * velocity + matmul(A, w + regularization * preferred)
+            return project_onto_simplex(w - step_size * velocity, mask), velocity
 
         old = state.weights.astype(A.dtype)
         w, share = share_of_present(old, mask)
-        w, _ = lax.fori_loop(0, n_iter, step, (w, jnp.zeros_like(w)))
+        w, _ = lax.fori_loop(0, inner_steps, step, (w, jnp.zeros_like(w)))
         kept = SDMGradState(jnp.where(mask, share * w, old))
-        return (w + lambda_ * preferred) / (1 + lambda_), kept
+        return (w + regularization * preferred) / (1 + regularization), kept
 
     # Called outside of any `jit`, its loop would be compiled anew at each step.
     return of_cross_gramian("sdmgrad", stateful(init, jax.jit(weights)))

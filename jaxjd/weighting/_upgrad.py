@@ -17,8 +17,9 @@ def upgrad(
     noise_eps: float | Float[Array, ""] | None = None,
     norm_eps: float | Float[Array, ""] | None = None,
     reg_eps: float | Float[Array, ""] | None = None,
+    warm_start: bool = False,
     num_losses: int | None = None,
-    monitor: bool = False,
+    certificate: bool = False,
 ) -> Weighting:
     r"""Weights of UPGrad: the update $J^\top w$ conflicts with no loss.
 
@@ -34,14 +35,15 @@ def upgrad(
       [`jaxjd.solvers.project_dual_cone`][]; by default as little as its precision
       bears. `norm_eps=1e-4, reg_eps=1e-4` gives TorchJD's weights, which conflict
       when the norms of gradients differ by 100 times.
-    - `num_losses`: m. If given, the state keeps the projections of the last step, and
-      the next search begins there. The weights are the same. It helps where the
-      gradients change slowly, as those of a few tasks do, and hurts where every step
+    - `warm_start`: whether the state keeps the projections of the last step, where the
+      next search then begins. The weights are the same. It helps where the gradients
+      change slowly, as those of a few tasks do, and hurts where every step
       has other examples: on MNIST, 10 iterations in place of 14 for the losses of the
       10 digits, but 89 in place of 79 for those of 128 new examples.
-    - `monitor`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the last
-      step, the worst of all projections. `optax.tree.get(opt_state, "certificate")`
-      finds it.
+    - `num_losses`: m. Only needed with `warm_start`, for the size of the state.
+    - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
+      last step, the worst of all projections.
+      `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
     nonnegative reals, or an `eps` is negative, and, when used, `ValueError` if the
@@ -59,6 +61,7 @@ def upgrad(
         noise_eps=noise_eps,
         norm_eps=norm_eps,
         reg_eps=reg_eps,
+        warm_start=warm_start,
         num_losses=num_losses,
-        monitor=monitor,
+        certificate=certificate,
     )

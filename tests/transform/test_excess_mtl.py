@@ -45,7 +45,7 @@ def compiled_run(tx, several, masks):
 def test_warm_up():
     """The mean, and then something else."""
     several = batches()
-    tx = jaxjd.excess_mtl(num_losses=M, n_warmup_steps=4)
+    tx = jaxjd.excess_mtl(num_losses=M, warmup_steps=4)
     state, actual = run(tx, several)
     assert_allclose(actual[:4], several[:4].mean(1), rtol=1e-12)
     assert not np.allclose(actual[4], several[4].mean(0), rtol=1e-2)
@@ -57,10 +57,10 @@ def test_missing_losses():
     several = batches()
     kept = jnp.array([0, 1, 3])
     masks = jnp.tile(jnp.arange(M) != 2, (STEPS, 1))
-    tx = jaxjd.excess_mtl(num_losses=M, n_warmup_steps=2)
+    tx = jaxjd.excess_mtl(num_losses=M, warmup_steps=2)
     state, actual = run(tx, several, masks)
     alone, expected = run(
-        jaxjd.excess_mtl(num_losses=3, n_warmup_steps=2), several[:, kept]
+        jaxjd.excess_mtl(num_losses=3, warmup_steps=2), several[:, kept]
     )
     assert_allclose(actual, expected, rtol=1e-11, atol=1e-13)
     assert_allclose(state.squares[kept], alone.squares, rtol=1e-12)
@@ -182,11 +182,11 @@ def test_the_same_from_every_engine():
         ({"num_losses": 0}, ValueError, "`num_losses` must be at least 1. Got 0"),
         ({"num_losses": 2.0}, TypeError, "`num_losses` must be an integer"),
         (
-            {"robust_step_size": 0},
+            {"step_size": 0},
             ValueError,
-            r"`robust_step_size` must be in \(0, inf",
+            r"`step_size` must be in \(0, inf",
         ),
-        ({"n_warmup_steps": -1}, ValueError, "`n_warmup_steps` must be at least 0"),
+        ({"warmup_steps": -1}, ValueError, "`warmup_steps` must be at least 0"),
     ],
 )
 def test_bad_arguments(how, error, message):

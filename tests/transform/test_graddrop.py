@@ -38,8 +38,12 @@ def test_a_function_of_the_purity():
     one = jnp.array([[3.0, -3.0], [-1.0, 1.0]])
     half = jnp.full(2, 0.5)
     assert_array_equal(dropped(one, half), [3.0, -3.0])
-    assert_array_equal(dropped(one, half, f=lambda p: 1 - p), [-1.0, 1.0])
-    assert_array_equal(dropped(one, half, f=lambda p: p**3), [-1.0, -3.0])
+    assert_array_equal(
+        dropped(one, half, keep_probability=lambda p: 1 - p), [-1.0, 1.0]
+    )
+    assert_array_equal(
+        dropped(one, half, keep_probability=lambda p: p**3), [-1.0, -3.0]
+    )
 
 
 def test_a_coordinate_without_gradient_stays_where_it_is():

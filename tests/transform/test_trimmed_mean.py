@@ -17,8 +17,8 @@ def update(tx, updates, params, **extra):
     return tx.update(updates, tx.init(params), params, **extra)[0]
 
 
-def trimmed(trim_number, rows, **extra):
-    return update(jaxjd.trimmed_mean(trim_number), rows, rows[0], **extra)
+def trimmed(num_trimmed, rows, **extra):
+    return update(jaxjd.trimmed_mean(num_trimmed), rows, rows[0], **extra)
 
 
 def rows(m=7, n=30, key=0):
@@ -33,28 +33,28 @@ def test_values():
     assert not trimmed(2, jnp.zeros((5, 3))).any()
 
 
-@pytest.mark.parametrize("trim_number", [0, 1, 3, MAX_PASSES + 1])
-def test_entries_that_are_equal(trim_number):
+@pytest.mark.parametrize("num_trimmed", [0, 1, 3, MAX_PASSES + 1])
+def test_entries_that_are_equal(num_trimmed):
     """Few values, infinities among them, so that most of the dropped ones tie."""
     values = np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf])
     chances = [0.03, 0.3, 0.1, 0.3, 0.24, 0.03]
     one = jnp.asarray(np.random.default_rng(0).choice(values, (31, 200), p=chances))
     ordered = np.sort(one, axis=0)
     with np.errstate(invalid="ignore"):  # The mean of both infinities.
-        expected = ordered[trim_number : 31 - trim_number].mean(0)
+        expected = ordered[num_trimmed : 31 - num_trimmed].mean(0)
     assert np.isfinite(expected).any()
-    assert (not np.isfinite(expected).all()) == (trim_number <= 3)
-    assert_allclose(trimmed(trim_number, one), expected, rtol=1e-12, atol=1e-15)
+    assert (not np.isfinite(expected).all()) == (num_trimmed <= 3)
+    assert_allclose(trimmed(num_trimmed, one), expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("trim_number", [2, MAX_PASSES + 1])
-def test_derivative(trim_number):
+@pytest.mark.parametrize("num_trimmed", [2, MAX_PASSES + 1])
+def test_derivative(num_trimmed):
     """Each entry that is kept moves the mean of its coordinate as much as another."""
     one = rows(m=29)
-    gradient = jax.grad(lambda one: trimmed(trim_number, one).sum())(one)
+    gradient = jax.grad(lambda one: trimmed(num_trimmed, one).sum())(one)
     ranks = np.argsort(np.argsort(one, axis=0), axis=0)
-    kept = (trim_number <= ranks) & (ranks < 29 - trim_number)
-    assert_allclose(gradient, kept / (29 - 2 * trim_number), rtol=1e-12)
+    kept = (num_trimmed <= ranks) & (ranks < 29 - num_trimmed)
+    assert_allclose(gradient, kept / (29 - 2 * num_trimmed), rtol=1e-12)
 
 
 def test_corrupted_losses_move_nothing_out_of_the_range_of_the_others():
@@ -66,12 +66,12 @@ def test_corrupted_losses_move_nothing_out_of_the_range_of_the_others():
     assert (actual <= others.max(0)).all()
 
 
-@pytest.mark.parametrize("trim_number", [2, MAX_PASSES + 1])
-def test_nan_gives_nan_where_it_is(trim_number):
+@pytest.mark.parametrize("num_trimmed", [2, MAX_PASSES + 1])
+def test_nan_gives_nan_where_it_is(num_trimmed):
     """Also where it leaves fewer numbers than are to be dropped, or none."""
     m = 2 * MAX_PASSES + 3
     bad = rows(m).at[1, 3].set(jnp.nan).at[:, 5].set(jnp.nan).at[1:, 7].set(jnp.nan)
-    actual = trimmed(trim_number, bad)
+    actual = trimmed(num_trimmed, bad)
     assert_array_equal(jnp.isnan(actual), np.isin(np.arange(30), [3, 5, 7]))
 
 
@@ -153,16 +153,16 @@ def test_dtypes(dtype):
 
 
 @pytest.mark.parametrize(
-    ("trim_number", "error", "message"),
+    ("num_trimmed", "error", "message"),
     [
-        (-1, ValueError, "`trim_number` must be at least 0. Got -1"),
-        (1.0, TypeError, "`trim_number` must be an integer. Got 1.0"),
-        (True, TypeError, "`trim_number` must be an integer"),
+        (-1, ValueError, "`num_trimmed` must be at least 0. Got -1"),
+        (1.0, TypeError, "`num_trimmed` must be an integer. Got 1.0"),
+        (True, TypeError, "`num_trimmed` must be an integer"),
     ],
 )
-def test_bad_arguments(trim_number, error, message):
+def test_bad_arguments(num_trimmed, error, message):
     with pytest.raises(error, match=message):
-        jaxjd.trimmed_mean(trim_number)
+        jaxjd.trimmed_mean(num_trimmed)
 
 
 def test_bad_updates():

@@ -13,7 +13,7 @@ from jaxjd.weighting._pcgrad import pcgrad_weights
 
 pytestmark = pytest.mark.usefixtures("x64")
 M = 5
-step = jax.jit(functools.partial(gradvac_weights, beta=0.5, eps=1e-8))
+step = jax.jit(functools.partial(gradvac_weights, decay=0.5, eps=1e-8))
 
 
 def case(seed):
@@ -78,7 +78,7 @@ def test_losses_that_are_missing_keep_their_targets():
         jnp.ones(3, bool),
         jnp.asarray(np.stack(among)),
         jnp.full((3, 3), 0.4),
-        beta=0.5,
+        decay=0.5,
         eps=1e-8,
     )
     assert_allclose(weights[mask], alone, rtol=1e-12)
@@ -91,5 +91,5 @@ def test_a_target_of_one():
     G = jnp.array([[1.0, 0.5], [0.5, 1.0]])
     weights, _ = step(G, jnp.ones(2, bool), order, targets)
     assert_allclose(weights, 1 + np.sqrt(0.75) * 1e8, rtol=1e-6)
-    exact, _ = gradvac_weights(G, jnp.ones(2, bool), order, targets, beta=0.5, eps=0.0)
+    exact, _ = gradvac_weights(G, jnp.ones(2, bool), order, targets, decay=0.5, eps=0.0)
     assert jnp.isfinite(exact).all()

@@ -32,7 +32,7 @@ def expected(present, neighbours):
         ([0, 1, 2, 3, 4, 5], 3),
         ([0, 1, 2, 4, 5], 2),
         ([1, 2, 4, 5], 1),
-        # Fewer than n_byzantine + 3: one neighbour. Fewer than n_selected: all.
+        # Fewer than num_byzantine + 3: one neighbour. Fewer than num_selected: all.
         ([0, 2, 4], 1),
         ([4], 1),
     ],

@@ -79,8 +79,8 @@ def test_losses_that_are_missing(name):
 
 
 def test_modo_by_hand():
-    """From (1/2, 1/2) against the gradient (1, 0) / 2 + rho w, and projected."""
-    weighting = jaxjd.weighting.modo(num_losses=2, gamma=0.2, rho=0.5)
+    """From (1/2, 1/2) against the gradient (1, 0) / 2 + r w, and projected."""
+    weighting = jaxjd.weighting.modo(num_losses=2, step_size=0.2, regularization=0.5)
     A = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
     weights, _ = jax.jit(weighting.update)(
         jnp.eye(2), weighting.init(), cross_gramian=A
@@ -91,7 +91,7 @@ def test_modo_by_hand():
 def test_sdmgrad_finds_the_shortest_update():
     """With small steps, many of them, and no preference: MGDA's weights."""
     weighting = jaxjd.weighting.sdmgrad(
-        num_losses=M, lr=0.3, momentum=0.0, n_iter=2000, lambda_=0.0
+        num_losses=M, step_size=0.3, momentum=0.0, inner_steps=2000, regularization=0.0
     )
     J = np.array([[3.0, 0.0, 0], [0, 1.0, 0], [0, 0, 2.0], [4.0, 4.0, 4.0]])
     G = jnp.asarray(J @ J.T, jnp.float32)

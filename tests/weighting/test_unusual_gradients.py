@@ -247,7 +247,7 @@ def one_sign(case):
 
 
 def between(case):
-    """Without the largest and the smallest entry, since `trim_number` is 1."""
+    """Without the largest and the smallest entry, since `num_trimmed` is 1."""
     ordered = np.sort(case.J, axis=0)
     slack = 1e-6 * np.abs(ordered).max(axis=0)
     assert (case.update >= ordered[1] - slack).all()

@@ -11,7 +11,7 @@ import jaxjd
 from tests.solvers import problems
 
 M = 5
-MONITORED = {
+CERTIFIED = {
     "cagrad": {},
     "dualproj": {},
     "fairgrad": {},
@@ -22,10 +22,10 @@ MONITORED = {
 }
 
 
-@pytest.mark.parametrize("name", MONITORED)
+@pytest.mark.parametrize("name", CERTIFIED)
 def test_the_certificate_is_in_the_state_of_the_optimizer(name):
     tx = optax.chain(
-        getattr(jaxjd, name)(monitor=True, **MONITORED[name]), optax.sgd(0.1)
+        getattr(jaxjd, name)(certificate=True, **CERTIFIED[name]), optax.sgd(0.1)
     )
     params = jnp.zeros(8)
     state = tx.init(params)
@@ -48,15 +48,15 @@ def test_the_certificate_is_in_the_state_of_the_optimizer(name):
     if name not in ("nash_mtl", "pcd"):  # These keep their state, certificate and all.
         assert not optax.tree.get(state, "certificate").converged
     # Who does not ask gets the same update, and no certificate.
-    plain = optax.chain(getattr(jaxjd, name)(**MONITORED[name]), optax.sgd(0.1))
+    plain = optax.chain(getattr(jaxjd, name)(**CERTIFIED[name]), optax.sgd(0.1))
     expected, state = jax.jit(plain.update)(rows[0], plain.init(params), params)
     assert_allclose(good, expected, rtol=1e-5, atol=1e-6)
     assert optax.tree.get(state, "certificate") is None
 
 
 def test_frank_wolfe_has_no_certificate():
-    with pytest.raises(ValueError, match="`monitor` must be False"):
-        jaxjd.mgda(frank_wolfe_steps=10, monitor=True)
+    with pytest.raises(ValueError, match="`certificate` must be False"):
+        jaxjd.mgda(frank_wolfe_steps=10, certificate=True)
 
 
 @pytest.mark.parametrize("name", ["upgrad", "dualproj"])
@@ -66,8 +66,8 @@ def test_a_warm_start_gives_the_same_weights_in_fewer_iterations(name, x64):
     rng = np.random.default_rng(0)
     J = problems.conflicting(rng, m)
     make = getattr(jaxjd.weighting, name)
-    warm = make(num_losses=m, monitor=True)
-    cold = make(monitor=True)
+    warm = make(warm_start=True, num_losses=m, certificate=True)
+    cold = make(certificate=True)
     update_warm, update_cold = jax.jit(warm.update), jax.jit(cold.update)
     state, iterations = warm.init(), []
     for _ in range(6):
@@ -84,7 +84,7 @@ def test_a_warm_start_gives_the_same_weights_in_fewer_iterations(name, x64):
 
 @pytest.mark.parametrize("name", ["upgrad", "dualproj"])
 def test_a_warm_start_after_a_batch_that_is_not_finite(name):
-    weighting = getattr(jaxjd.weighting, name)(num_losses=3)
+    weighting = getattr(jaxjd.weighting, name)(warm_start=True, num_losses=3)
     rows = jax.random.normal(jax.random.key(1), (3, 6))
     update = jax.jit(weighting.update)
     gramian = rows @ rows.T
@@ -100,3 +100,5 @@ def test_another_number_of_losses():
         weighting.update(jnp.eye(4), weighting.init())
     with pytest.raises(ValueError, match="`num_losses` must be at least 1. Got 0"):
         jaxjd.weighting.upgrad(num_losses=0)
+    with pytest.raises(ValueError, match="`num_losses` must be given with `warm_start"):
+        jaxjd.upgrad(warm_start=True)
