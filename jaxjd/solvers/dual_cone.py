@@ -1,7 +1,7 @@
 """What is the projection onto the dual cone of the gradients, at any scale?"""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,12 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 
-from jaxjd._checks import check_choice, check_gramian, check_max_iterations, check_number
+from jaxjd._checks import (
+    check_choice,
+    check_gramian,
+    check_max_iterations,
+    check_number,
+)
 from jaxjd._numerics import add_noise, matmul, normalise_and_regularise, unit_diagonal
 from jaxjd.solvers._apg import apg
 from jaxjd.solvers._certificate import Certificate, certify
@@ -51,10 +56,17 @@ def project_dual_cone(
     removed again by proximal steps. Where G is singular v need not be unique, but
     $J^\top v$ is. Where a gradient is zero, $v_j = u_j$.
 
+    Given `noise_eps`, gradients far below $n$, that many times the root mean square of
+    the norms that are not zero, are let go: $\|g_i\|^2$ becomes $\|g_i\|^2 + n^4 / (n^2
+    + \|g_i\|^2)$, as if $g_i$ had a part of its own, orthogonal to all others, which
+    nothing conflicts with. At ten times n that adds 1e-4 to the squared norm, at a
+    thousand times 1e-12.
+
     Given `reg_eps`, the problem is instead that of
     $G / \operatorname{trace}(G) + \texttt{reg\_eps}\, I$. It conflicts with gradients
     whose norm is small beside that of others; `norm_eps=1e-4, reg_eps=1e-4` are
-    TorchJD's defaults.
+    TorchJD's defaults. All three numbers may be traced; only their values when known
+    are checked.
 
     Differentiable in reverse mode with respect to `u` and `gramian`, by implicit
     differentiation; a derivative exists where no index has both $v_j = u_j$ and
@@ -66,6 +78,8 @@ def project_dual_cone(
     - `gramian`: $G = J J^\top$. Must be symmetric positive semidefinite; this is not
       checked. Float32 or float64, in which the problem is solved; narrower types are
       solved in float32.
+    - `noise_eps`: $n$, relative. `None` or 0: no gradient is let go. Cannot be given
+      together with `reg_eps`.
     - `norm_eps`: with `reg_eps`, the trace below which G counts as zero. `None` or 0:
       never.
     - `reg_eps`: the regularisation of the normalised Gramian. With 0, or one that is
@@ -82,9 +96,9 @@ def project_dual_cone(
     in this row.
 
     **Raises:** `ValueError` or `TypeError` if the last axis of `u` or the shape of
-    `initial` does not fit a square `gramian` of real floats, an `eps` is negative,
-    `norm_eps` comes without `reg_eps`, `method` is unknown or `max_iterations` is below
-    1.
+    `initial` does not fit a square `gramian` of real floats, an `eps` is not a
+    nonnegative number, `norm_eps` comes without `reg_eps` or `noise_eps` with it,
+    `method` is unknown or `max_iterations` is below 1.
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, Proposition 1.
     """
@@ -183,9 +197,8 @@ def check_regularisation(
     for name, value in named.items():
         if isinstance(value, Tracer) or value is None:
             continue  # A traced number cannot be checked.
-        if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
-            value = value.item()
-        check_number(name, value, "[0, inf)")
+        known: Any = np.asarray(value).item() if np.ndim(value) == 0 else value
+        check_number(name, known, "[0, inf)")
     if norm_eps is not None and reg_eps is None:
         raise ValueError(
             "`norm_eps` has no meaning without `reg_eps`: the default works at any "

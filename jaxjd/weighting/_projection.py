@@ -13,8 +13,8 @@ from jaxjd.solvers.dual_cone import check_regularisation
 from jaxjd.weighting._certified import unused, worst
 from jaxjd.weighting._weighting import Weighting
 
-# The rounding of float32, whatever the precision of the Gramian: the losses are the same
-# ones, and training should not depend on it.
+# The rounding of float32, in float64 too: the choice of a precision should not change
+# what a model learns.
 NOISE_EPS = float(jnp.finfo(jnp.float32).eps)
 
 

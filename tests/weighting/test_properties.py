@@ -81,11 +81,15 @@ OF_COORDINATES = {"excess_mtl", "graddrop", "trimmed_mean"}
 ZERO_AT_STATIONARY = {"mgda"}
 ZERO_AT_STRONGLY_STATIONARY = {"dualproj", "upgrad"}
 
+# By default gradients below rounding are let go, for which `test_noise` is responsible.
+EXACT_UPGRAD = jaxjd.weighting.upgrad(noise_eps=0)
 MAKE = {name: getattr(jaxjd, name) for name in PROPERTIES} | {
     "constant": lambda: jaxjd.constant([0.1, 0.2, 0.3, 0.4, 0.5]),
-    "cr_mogm": lambda: jaxjd.cr_mogm(jaxjd.weighting.upgrad(), num_losses=M),
+    "cr_mogm": lambda: jaxjd.cr_mogm(EXACT_UPGRAD, num_losses=M),
+    "dualproj": lambda: jaxjd.dualproj(noise_eps=0),
     "krum": lambda: jaxjd.krum(1),
     "trimmed_mean": lambda: jaxjd.trimmed_mean(1),
+    "upgrad": lambda: jaxjd.upgrad(noise_eps=0),
     **{
         name: functools.partial(getattr(jaxjd, name), num_losses=M)
         for name in ("excess_mtl", "gradvac", "modo", "nash_mtl", "pcd", "sdmgrad")
