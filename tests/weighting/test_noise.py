@@ -37,6 +37,25 @@ def test_a_gradient_below_rounding_is_let_go_in_either_precision(name, x64):
         assert np.linalg.norm(exact) <= 1e-5 * np.linalg.norm(update)
 
 
+def test_the_worst_cosines_of_the_page():
+    """Of pairs that conflict, one gradient a hundred times longer than the other."""
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(500, 2, 20))
+    J = np.array([1, -1])[:, None] * rng.normal(size=(500, 1, 20)) + 0.5 * rows
+    J[:, 0] *= 100
+    J = J.astype(np.float32)
+    torchjd = jaxjd.weighting.upgrad(norm_eps=1e-4, reg_eps=1e-4)
+    for weighting, least, most in (
+        (jaxjd.weighting.upgrad(), 0, 0.01),
+        (torchjd, -0.9, -0.7),
+    ):
+        weights = jax.jit(jax.vmap(weighting))(J @ J.transpose(0, 2, 1))
+        update = np.einsum("bm,bmn->bn", weights, J)
+        cosines = np.einsum("bmn,bn->bm", J, update) / np.linalg.norm(J, axis=2)
+        cosines /= np.linalg.norm(update, axis=1)[:, None]
+        assert least <= cosines.min() <= most
+
+
 @both
 def test_missing_and_zero_gradients_do_not_count(name):
     """The mean is that of the gradients that are there."""
