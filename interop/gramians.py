@@ -6,7 +6,7 @@ from typing import get_args
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from torchjd.autogram import Engine
 
 import jaxjd
@@ -69,8 +69,9 @@ def gramian_difference(
         batch = twins.batch(NUM_EXAMPLES, seed=0)
         engine = Engine(twins.torch_model, batch_dim=0)
         expected = engine.compute_gramian(twins.torch_losses(batch)).numpy()
+        fun: Callable[..., Array] = twins.loss if per_example else twins.losses
         jac = jaxjd.jac(
-            twins.loss if per_example else twins.losses,
+            fun,
             in_axes=(None, 0, 0) if per_example else None,
             method=method,
             chunk_size=chunk_size,

@@ -14,11 +14,13 @@ Each weighting `jaxjd.weighting.NAME` has its optax transformation `jaxjd.NAME` 
 Three more look at the rows themselves: `graddrop`, `trimmed_mean` and `excess_mtl`.
 """
 
-import importlib
-from typing import Any
+import importlib as _importlib
+import sys as _sys
+import typing as _t
 
 from jaxjd import solvers as solvers
 from jaxjd import weighting as weighting
+from jaxjd.jacobian import Explanation as Explanation
 from jaxjd.jacobian import Jacobian as Jacobian
 from jaxjd.jacobian import explain as explain
 from jaxjd.jacobian import jac as jac
@@ -59,8 +61,23 @@ sum = _aggregator(weighting.sum)
 upgrad = _aggregator(weighting.upgrad)
 
 
-def __getattr__(name: str) -> Any:
-    # Flax is optional, so its part is only imported when it is asked for.
-    if name == "nnx":
-        return importlib.import_module("jaxjd.nnx")
-    raise AttributeError(f"module 'jaxjd' has no attribute {name!r}")
+_PRIVATE = {"engine", "jacobian", "transform"}
+
+if _t.TYPE_CHECKING:
+    from jaxjd import nnx as nnx
+else:
+    # Flax is optional, so its part is only imported when it is asked for. Type checkers
+    # must not see this function, or every misspelt name would be one of ours to them.
+    def __getattr__(name: str):
+        if name == "nnx":
+            return _importlib.import_module("jaxjd.nnx")
+        raise AttributeError(
+            f"module 'jaxjd' has no attribute {name!r}",
+            name=name,
+            obj=_sys.modules[__name__],
+        )
+
+
+def __dir__() -> list[str]:
+    hidden = {name for name in globals() if name.startswith("_")} - {"__version__"}
+    return sorted((globals().keys() | {"nnx"}) - hidden - _PRIVATE)

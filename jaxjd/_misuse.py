@@ -1,17 +1,23 @@
-"""How does a Jacobian refuse to be mistaken for a gradient?
+"""Make a Jacobian that is mistaken for a gradient raise an error that says what to do.
 
 A Jacobian is a pytree, so that it can cross `jit` and `scan`. Its leaves are the point
 where it is taken and the data, not derivatives: `optax.clip_by_global_norm` in front of
-the aggregator would clip the data, in silence. Two things prevent it.
+the aggregator would clip the data, in silence. Three things prevent it.
 
-- One leaf is of a type that no arithmetic accepts, a random key of an implementation
-  of its own. JAX's error quotes the name of that type, so the name says what to do.
+- One leaf is a random key of an implementation of its own, a type that no arithmetic
+  accepts. JAX's error quotes the name of that type, so the name says what to do.
+- Methods of such a key, which optax calls outside of `jit`, raise an error that quotes
+  nothing. So before it comes an array whose methods raise the advice themselves.
 - optax walks gradients beside parameters with `jax.tree.map`. When the two trees
   differ, JAX's error prints the type of the odd one, so printing that type says it too.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.extend.random import define_prng_impl
 from jaxtyping import Array, Key, UInt32
 
@@ -28,7 +34,7 @@ class ExplainsItself(type):
         return f"<class '{cls.__module__}.{cls.__qualname__}' ({ADVICE})>"
 
 
-def _refuse(*_: object) -> UInt32[Array, "..."]:
+def _refuse(*_: object, **__: object) -> Any:
     raise TypeError(ADVICE)
 
 
@@ -43,8 +49,43 @@ _IMPLEMENTATION = define_prng_impl(
 )
 
 
-def guard() -> Key[Array, "1 1"]:
-    """A leaf that arithmetic refuses; a matrix, for functions that skip vectors."""
-    return jax.random.wrap_key_data(
+class Refusal(np.ndarray):
+    """Zeros that JAX may carry, and that refuse to be computed with in Python."""
+
+    __array_ufunc__ = _refuse
+
+
+# What JAX looks at to carry an array, and what prints it.
+_CARRIED = {
+    "base", "copy", "data", "device", "dtype", "flags", "itemsize", "nbytes", "ndim",
+    "shape", "size", "strides", "tobytes", "tolist", "view", "astype", "reshape",
+}  # fmt: skip
+for _name in set(dir(np.ndarray)) - _CARRIED:
+    if not _name.startswith("_"):
+        setattr(Refusal, _name, property(_refuse))
+
+
+class Guards(NamedTuple):
+    """The leaves that refuse arithmetic, in the order in which it meets them."""
+
+    refusal: Any  # A `Refusal`, or what a transformation of JAX has put in its place.
+    key: Key[Array, "1 1"]
+
+    def renewed(self) -> "Guards":
+        """With a `Refusal` again, after a transformation has returned a plain array."""
+        refusal = self.refusal
+        if isinstance(refusal, jax.Array) and not isinstance(refusal, Tracer):
+            return self._replace(refusal=_refusal(refusal.shape))
+        return self
+
+
+def _refusal(shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:
+    return np.zeros(shape, np.uint32).view(Refusal)
+
+
+def guards() -> Guards:
+    """Leaves for a Jacobian: matrices, for functions that skip vectors."""
+    key = jax.random.wrap_key_data(
         jnp.zeros((1, 1, 1), jnp.uint32), impl=_IMPLEMENTATION
     )
+    return Guards(_refusal((1, 1)), key)

@@ -1,4 +1,4 @@
-"""How is a flax.nnx model differentiated, with its random streams and statistics?
+"""`value_and_jac` for flax.nnx models, with their random streams and statistics.
 
 nnx models hold what they learn next to what they merely keep: keys of random streams,
 running averages. Only the former are differentiated; the latter go through the function
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.tree_util import keystr
 from jaxtyping import Array, Int
 
 from jaxjd import jacobian
-from jaxjd.engine import BATCH_STATISTICS_ADVICE
+from jaxjd.engine import BATCH_STATISTICS_ADVICE, forwarded
 
 try:
     from flax import nnx
@@ -26,6 +26,9 @@ except ImportError as error:
         "`jaxjd.nnx` needs flax. Install it with `pip install 'jaxjd[flax]'`."
     ) from error
 
+P = ParamSpec("P")
+L = TypeVar("L")  # Losses: an array or a pytree of arrays.
+A = TypeVar("A")  # Auxiliary output.
 
 # The name before flax 0.12.7 warns after it.
 as_pure = getattr(nnx, "as_pure", None) or nnx.pure
@@ -51,31 +54,42 @@ class Jacobian(nnx.Module):
 _PUBLIC = {name for name in vars(jacobian.Jacobian) if not name.startswith("_")}
 
 
-@dataclasses.dataclass(frozen=True)
-class PureLosses:
-    """An nnx loss function as a pure one: equal if function and model are."""
-
-    fun: Callable[..., Any]
-    graph: nnx.GraphDef
-    wrt: type[nnx.Variable]
-    position: int
-    per_example: bool
-    has_aux: bool
-
-    def __call__(
-        self, params: nnx.State, kept: nnx.State, example: Int[Array, ""], *args: Any
-    ) -> tuple[Any, Any]:
-        given = own_keys(kept, example) if self.per_example else kept
-        before = values(given)  # The model may share its variables with the state.
-        model = nnx.merge(self.graph, params, given)
-        output = self.fun(*args[: self.position], model, *args[self.position :])
-        losses, aux = jacobian.split_aux(output) if self.has_aux else (output, None)
-        _, _, left = nnx.split(model, self.wrt, ...)
-        if self.per_example:
-            check_unchanged(before, values(left))
-        return losses, (aux, left)
-
-
+@overload
+def value_and_jac(
+    fun: Callable[P, L],
+    argnums: int = 0,
+    *,
+    wrt: type[nnx.Variable] = nnx.Param,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: Literal[False] = False,
+    method: jacobian.Method = "auto",
+    chunk_size: int | None = None,
+    contraction: Any = "auto",
+) -> Callable[P, tuple[L, Jacobian]]: ...
+@overload
+def value_and_jac(
+    fun: Callable[P, tuple[L, A]],
+    argnums: int = 0,
+    *,
+    wrt: type[nnx.Variable] = nnx.Param,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: Literal[True],
+    method: jacobian.Method = "auto",
+    chunk_size: int | None = None,
+    contraction: Any = "auto",
+) -> Callable[P, tuple[tuple[L, A], Jacobian]]: ...
+@overload
+def value_and_jac(
+    fun: Callable[P, Any],
+    argnums: int = 0,
+    *,
+    wrt: type[nnx.Variable] = nnx.Param,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool,
+    method: jacobian.Method = "auto",
+    chunk_size: int | None = None,
+    contraction: Any = "auto",
+) -> Callable[P, tuple[Any, Jacobian]]: ...
 def value_and_jac(
     fun: Callable[..., Any],
     argnums: int = 0,
@@ -102,57 +116,164 @@ def value_and_jac(
     - `in_axes`, `has_aux`, `method`, `chunk_size`, `contraction`: as in
       [`jaxjd.value_and_jac`][].
 
-    **Returns:** a function that takes the arguments of `fun` and returns the losses (or
-    the pair of losses and auxiliary output) and a [`jaxjd.nnx.Jacobian`][], which
-    `nnx.Optimizer.update` takes in the place of gradients.
+    **Returns:** a function that takes the arguments of `fun`, keyword arguments too,
+    and returns the losses (or the pair of losses and auxiliary output) and a
+    [`jaxjd.nnx.Jacobian`][], which `nnx.Optimizer.update` takes in the place of
+    gradients.
 
     **Raises:** as [`jaxjd.value_and_jac`][]; `TypeError` if the differentiated argument
-    is no nnx model or `wrt` no type of variables; `ValueError` if a per-example
+    is not an nnx model or `wrt` not a type of variables; `ValueError` if a per-example
     function writes anything but random streams, batch statistics in particular.
     """
+    check_wrt(wrt)
+    check_position(argnums)
+
+    @functools.wraps(fun)
+    def value_and_jac_fun(*args: Any, **kwargs: Any) -> tuple[Any, Jacobian]:
+        pure = purified(fun, argnums, wrt, in_axes, has_aux, args)
+        (losses, (aux, left)), jac = jacobian.value_and_jac(
+            pure.fun,
+            in_axes=pure.in_axes,
+            has_aux=True,
+            method=method,
+            chunk_size=chunk_size,
+            contraction=contraction,
+        )(*pure.args, **kwargs)
+        if pure.in_axes is not None:
+            # Keys were made per example, counts are the same for all.
+            left = jax.tree.map(lambda x: x[0], left)
+            left = nnx.filter_state(left, nnx.RngCount)
+        nnx.update(pure.model, left)
+        return ((losses, aux) if has_aux else losses), Jacobian(jac, wrt)
+
+    return value_and_jac_fun
+
+
+def explain(
+    fun: Callable[P, Any],
+    argnums: int = 0,
+    *,
+    wrt: type[nnx.Variable] = nnx.Param,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool = False,
+    method: jacobian.Method = "auto",
+    chunk_size: int | None = None,
+    contraction: Any = "auto",
+) -> Callable[P, jacobian.Explanation]:
+    """Say what [`jaxjd.nnx.value_and_jac`][] does, as [`jaxjd.explain`][] does.
+
+    **Arguments:** those of [`jaxjd.nnx.value_and_jac`][].
+
+    **Returns:** a function that takes the arguments of `fun` and returns an
+    [`jaxjd.Explanation`][] to print. It leaves the model as it is.
+
+    **Raises:** as [`jaxjd.nnx.value_and_jac`][].
+    """
+    check_wrt(wrt)
+    check_position(argnums)
+
+    @functools.wraps(fun)
+    def explain_fun(*args: P.args, **kwargs: P.kwargs) -> jacobian.Explanation:
+        pure = purified(fun, argnums, wrt, in_axes, has_aux, args)
+        return jacobian.explain(
+            pure.fun,
+            in_axes=pure.in_axes,
+            has_aux=True,
+            method=method,
+            chunk_size=chunk_size,
+            contraction=contraction,
+        )(*pure.args, **kwargs)
+
+    return explain_fun
+
+
+def check_wrt(wrt: object) -> None:
     if not isinstance(wrt, type) or not issubclass(wrt, nnx.Variable):
         raise TypeError(
             f"`wrt` must be a type of variables, such as `nnx.Param`. Got {wrt!r}."
         )
+
+
+def check_position(argnums: object) -> None:
     if not isinstance(argnums, int):
         raise TypeError(
             f"`argnums` must be the position of the model. Got {argnums!r}."
         )
 
-    @functools.wraps(fun)
-    def value_and_jac_fun(*args: Any) -> tuple[Any, Jacobian]:
-        (position,) = jacobian.check_argnums((argnums,), len(args))
-        axes = jacobian.check_in_axes(in_axes, (position,), len(args))
-        model = args[position]
-        if not isinstance(model, nnx.Module):
-            raise TypeError(
-                f"Argument {position} of `fun` must be an nnx.Module. Got "
-                f"{type(model).__name__}."
-            )
-        others = args[:position] + args[position + 1 :]
-        graph, params, kept = nnx.split(model, wrt, ...)
-        pure = PureLosses(fun, graph, wrt, position, axes is not None, has_aux)
-        example = jnp.array(0)
-        if axes is not None:
-            other_axes = axes[:position] + axes[position + 1 :]
-            example = jnp.arange(num_examples(others, other_axes))
-            axes = (None, None, 0, *other_axes)
-        (losses, (aux, left)), jac = jacobian.value_and_jac(
-            pure,
-            in_axes=axes,
-            has_aux=True,
-            method=method,
-            chunk_size=chunk_size,
-            contraction=contraction,
-        )(as_pure(params), kept, example, *others)
-        if axes is not None:
-            # Keys were made per example, counts are the same for all.
-            left = jax.tree.map(lambda x: x[0], left)
-            left = nnx.filter_state(left, nnx.RngCount)
-        nnx.update(model, left)
-        return ((losses, aux) if has_aux else losses), Jacobian(jac, wrt)
 
-    return value_and_jac_fun
+@dataclasses.dataclass(frozen=True)
+class PureLosses:
+    """An nnx loss function as a pure one: equal if function and model are."""
+
+    fun: Callable[..., Any]
+    graph: nnx.GraphDef
+    wrt: type[nnx.Variable]
+    position: int
+    per_example: bool
+    has_aux: bool
+
+    def __call__(
+        self,
+        params: nnx.State,
+        kept: nnx.State,
+        example: Int[Array, ""],
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        given = own_keys(kept, example) if self.per_example else kept
+        leaves, structure = jax.tree.flatten(given)
+
+        def call(leaves: list[Any]) -> tuple[Any, Any]:
+            # A state of its own: the model may share its variables with it.
+            given = jax.tree.unflatten(structure, leaves)
+            model = nnx.merge(self.graph, params, given)
+            before, after = args[: self.position], args[self.position :]
+            output = self.fun(*before, model, *after, **kwargs)
+            _, _, left = nnx.split(model, self.wrt, ...)
+            return output, left
+
+        output, left = call(leaves)
+        losses, aux = jacobian.split_aux(output) if self.has_aux else (output, None)
+        if self.per_example:
+            check_unchanged(given, left, lambda leaves: call(leaves)[1])
+        return losses, (aux, left)
+
+
+class Purified(NamedTuple):
+    """A pure function, the axes and arguments for it, and the model they are from."""
+
+    fun: PureLosses
+    in_axes: tuple[Any, ...] | None
+    args: tuple[Any, ...]
+    model: nnx.Module
+
+
+def purified(
+    fun: Callable[..., Any],
+    argnums: int,
+    wrt: type[nnx.Variable],
+    in_axes: Sequence[Any] | None,
+    has_aux: bool,
+    args: tuple[Any, ...],
+) -> Purified:
+    """**Raises:** as [`jaxjd.nnx.value_and_jac`][]."""
+    (position,) = jacobian.check_argnums((argnums,), len(args))
+    axes = jacobian.check_in_axes(in_axes, (position,), len(args))
+    model = args[position]
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"Argument {position} of `fun` must be an nnx.Module. Got "
+            f"{type(model).__name__}."
+        )
+    others = args[:position] + args[position + 1 :]
+    graph, params, kept = nnx.split(model, wrt, ...)
+    pure = PureLosses(fun, graph, wrt, position, axes is not None, has_aux)
+    example = jnp.array(0)
+    if axes is not None:
+        other_axes = axes[:position] + axes[position + 1 :]
+        example = jnp.arange(num_examples(others, other_axes))
+        axes = (None, None, 0, *other_axes)
+    return Purified(pure, axes, (as_pure(params), kept, example, *others), model)
 
 
 def num_examples(args: Sequence[Any], in_axes: Sequence[Any]) -> int:
@@ -178,6 +299,39 @@ def own_keys(kept: nnx.State, example: Int[Array, ""]) -> nnx.State:
     return jax.tree.map(fold_in, kept, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
+def check_unchanged(
+    before: nnx.State, after: nnx.State, again: Callable[[list[Any]], nnx.State]
+) -> None:
+    """Check that a per-example function writes nothing but counts of random streams.
+
+    **Arguments:**
+
+    - `before`, `after`: the variables when the function was called, and what it left.
+    - `again`: from the arrays of `before` to `after`.
+
+    **Raises:** `ValueError` if anything else was written.
+    """
+    known = values(before)
+    written = {
+        name: variable
+        for name, (variable, leaves) in values(after).items()
+        if not issubclass(variable, nnx.RngCount)
+        and not same(known.get(name, (variable, []))[1], leaves)
+    }
+    if written:
+        # `nnx.jit` and `nnx.remat` return every variable, as another array.
+        unchanged = handed_through(before, again)
+        written = {n: v for n, v in written.items() if n not in unchanged}
+    for name, variable in written.items():
+        advice = "Return it as auxiliary output."
+        if issubclass(variable, nnx.BatchStat):
+            advice = BATCH_STATISTICS_ADVICE
+        raise ValueError(
+            "`fun` is written for one example (`in_axes` is given), but it writes the "
+            f"model's {variable.__name__} at {name}, which all examples share. {advice}"
+        )
+
+
 def values(state: nnx.State) -> dict[str, tuple[type[nnx.Variable], list[Any]]]:
     """The type and the arrays of every variable, by its path."""
     variables = jax.tree_util.tree_leaves_with_path(
@@ -186,20 +340,20 @@ def values(state: nnx.State) -> dict[str, tuple[type[nnx.Variable], list[Any]]]:
     return {keystr(path): (type(x), jax.tree.leaves(x)) for path, x in variables}
 
 
-def check_unchanged(
-    before: dict[str, tuple[type[nnx.Variable], list[Any]]],
-    after: dict[str, tuple[type[nnx.Variable], list[Any]]],
-) -> None:
-    """**Raises:** `ValueError` if more was written than counts of random streams."""
-    for name, (variable, leaves) in after.items():
-        _, known = before.get(name, (variable, []))
-        same = len(known) == len(leaves) and all(map(operator.is_, known, leaves))
-        if same or issubclass(variable, nnx.RngCount):
-            continue
-        advice = "Return it as auxiliary output."
-        if issubclass(variable, nnx.BatchStat):
-            advice = BATCH_STATISTICS_ADVICE
-        raise ValueError(
-            "`fun` is written for one example (`in_axes` is given), but it writes the "
-            f"model's {variable.__name__} at {name}, which all examples share. {advice}"
-        )
+def same(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    return len(left) == len(right) and all(map(operator.is_, left, right))
+
+
+def handed_through(
+    before: nnx.State, again: Callable[[list[Any]], nnx.State]
+) -> set[str]:
+    """The names of the variables that a function returns as it got them."""
+    leaves = jax.tree.leaves(before)
+    closed, after = jax.make_jaxpr(again, return_shape=True)(leaves)
+    sources = jax.tree.unflatten(
+        jax.tree.structure(after),
+        [-1 if n is None else n for n in forwarded(closed.jaxpr)],
+    )
+    places = jax.tree.unflatten(jax.tree.structure(before), range(len(leaves)))
+    expected = values(places)
+    return {name for name, found in values(sources).items() if found == expected[name]}

@@ -12,6 +12,7 @@ are structured: that is `jaxjd.jacobian`.
 from jaxjd.engine._batch_statistics import (
     BATCH_STATISTICS_ADVICE as BATCH_STATISTICS_ADVICE,
 )
+from jaxjd.engine._forwarded import forwarded as forwarded
 from jaxjd.engine._function import LossFunction as LossFunction
 from jaxjd.engine._function import trace as trace
 from jaxjd.engine.chunked import Chunked as Chunked

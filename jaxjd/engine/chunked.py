@@ -38,6 +38,10 @@ class Chunked:
     chunk_size: int | None
     num_rows: int
 
+    @property
+    def method(self) -> str:
+        return "chunked"
+
     def rows(self) -> list[Array]:
         return dense(self.function, self.inputs, self.argnums).leaves
 

@@ -20,6 +20,10 @@ class Dense:
     leaves: list[Array]
 
     @property
+    def method(self) -> str:
+        return "dense"
+
+    @property
     def num_rows(self) -> int:
         return self.leaves[0].shape[0]
 

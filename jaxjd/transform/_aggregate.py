@@ -1,14 +1,19 @@
-"""How does a weighting become a link of an `optax.chain`? Answered once, for all."""
+"""Turn any weighting into a link of an `optax.chain`."""
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, NoReturn, ParamSpec
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 from optax.experimental import aggregating
 
+from jaxjd import weighting as weightings
+from jaxjd._typing import PyTree
+from jaxjd.jacobian import Jacobian
+from jaxjd.transform._arguments import check_extra_args, needed, resolved
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.weighting import Weighting
 
@@ -35,7 +40,9 @@ def aggregate(
 
     Its `update` takes the extra argument `mask`, m bools, False for the losses that are
     missing from this batch: the update is what it would be without them. They must
-    still be numbers: a missing loss that is NaN makes the update NaN.
+    still be numbers: a missing loss that is NaN makes the update NaN. Some weightings
+    take `losses` or `cross_gramian` too. Other extra arguments are ignored, as optax's
+    links do, but a name that is nearly one of these is warned of.
 
     **Arguments:**
 
@@ -45,7 +52,8 @@ def aggregate(
       from the parameters to one. The weights then come from the Gramian of the chosen
       parameters only, and are applied to all of them: partial Jacobian descent.
 
-    **Raises:** when `update` is traced, `TypeError` if it gets neither a Jacobian nor
+    **Raises:** `TypeError` if `weighting` is neither a weighting nor a function of a
+    Gramian. When `update` is traced, `TypeError` if it gets neither a Jacobian nor
     arrays; `ValueError` if the arrays do not have the shapes of the parameters behind
     one leading axis (an ordinary gradient), if a part of the parameters was masked out
     by `optax.masked` or `optax.partition` (use [`jaxjd.partition`][]), or if the
@@ -53,6 +61,7 @@ def aggregate(
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, section 2.2.
     """
+    check_aggregated(weighting)
 
     def init_fn(params: optax.Params) -> AggregateState:
         del params
@@ -67,10 +76,11 @@ def aggregate(
         mask: Bool[Array, " m"] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AggregateState]:
+        check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
         chosen = jacobian
         if wrt is not None:
-            chosen = jacobian.restrict(wrt(needed(params)) if callable(wrt) else wrt)
+            chosen = jacobian.restrict(resolved(wrt, needed(params)))
         gramian = chosen.gramian()
         if isinstance(weighting, Weighting):
             weights, weighting_state = weighting.update(
@@ -93,25 +103,58 @@ def aggregate(
     return aggregating.Aggregator(init_fn, update_fn)
 
 
-def needed(params: optax.Params | None) -> optax.Params:
-    if params is None:
-        raise ValueError(
-            "`params` must be given to `update`, for `wrt` or `labels` to be found: "
-            "`tx.update(updates, state, params)`."
-        )
-    return params
+def check_aggregated(weighting: object) -> None:
+    """**Raises:** `TypeError` if it is not a weighting or a function of a Gramian."""
+    if isinstance(weighting, Weighting):
+        return
+    name = getattr(weighting, "__name__", None)
+    if isinstance(weighting, optax.GradientTransformation):
+        got = "a transformation, which needs no `jaxjd.aggregate`: use it as it is"
+    elif isinstance(weighting, Jacobian):
+        got = "a Jacobian, which `update` takes"
+    elif isinstance(name, str) and getattr(weightings, name, None) is weighting:
+        got = f"a function that makes one: write `jaxjd.weighting.{name}(...)`"
+    elif isinstance(name, str) and getattr(weighting, "__module__", "") == "jaxjd":
+        got = f"a function that makes a transformation: write `jaxjd.{name}(...)`"
+    elif callable(weighting):
+        return
+    else:
+        got = repr(weighting)
+    raise TypeError(
+        "`weighting` must be a jaxjd.Weighting, such as jaxjd.weighting.upgrad(), or a "
+        f"function from a Gramian to weights. Got {got}."
+    )
 
 
 def aggregator(make: Callable[P, Weighting]) -> Callable[P, aggregating.Aggregator]:
-    """From the maker of a weighting that of its transformation, same signature."""
+    """From the maker of a weighting that of its transformation, same arguments."""
+    name = make.__name__
 
-    @functools.wraps(make)
     def transformation(*args: P.args, **kwargs: P.kwargs) -> aggregating.Aggregator:
         return aggregate(make(*args, **kwargs))
 
-    transformation.__doc__ = (
-        f"`jaxjd.aggregate(jaxjd.weighting.{make.__name__}(...))`, an optax "
-        f"transformation that comes first in a chain.\n\n    {make.__doc__}"
-    )
+    # Not functools.wraps, which would claim that a Weighting is returned.
+    transformation.__name__ = transformation.__qualname__ = name
     transformation.__module__ = "jaxjd"
+    transformation.__annotations__ = {
+        **make.__annotations__,
+        "return": aggregating.Aggregator,
+    }
+    transformation.__signature__ = inspect.signature(make).replace(
+        return_annotation=aggregating.Aggregator
+    )
+    transformation.__doc__ = (
+        f"The aggregator with the weights of [`jaxjd.weighting.{name}`][].\n\n"
+        "    An optax transformation, the first link of a chain: its `update` takes a\n"
+        "    [`jaxjd.Jacobian`][] and returns the update $J^\\top w$. See\n"
+        "    [`jaxjd.aggregate`][] for its extra arguments and its errors.\n\n"
+        f"    {make.__doc__}"
+    )
+    for attribute in ("init", "update"):
+        setattr(transformation, attribute, functools.partial(refuse_uncalled, name))
     return transformation
+
+
+def refuse_uncalled(name: str, *_: object, **__: object) -> NoReturn:
+    """What optax calls if it is given the maker in place of what it makes."""
+    raise TypeError(f"`jaxjd.{name}` must be called: write `jaxjd.{name}(...)`.")

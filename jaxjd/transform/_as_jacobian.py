@@ -11,7 +11,6 @@ import optax
 from jax.tree_util import keystr
 from jaxtyping import Array, Float, PyTree
 
-from jaxjd._misuse import guard
 from jaxjd.engine import Dense
 from jaxjd.jacobian import Jacobian, Losses, Parameters
 
@@ -28,7 +27,7 @@ def as_jacobian(
     if len(held) == 1 and isinstance(held[0], Jacobian):
         jacobian = held[0]
         if params is not None:
-            jacobian.parameters.flatten("params", params)
+            jacobian._parameters.flatten("params", params)
         return jacobian
     return stacked(updates, params)
 
@@ -84,7 +83,6 @@ def stacked(
     if m == (0,):
         raise ValueError("`updates` must hold at least one loss. Got an empty axis.")
     return Jacobian(
-        guard(),
         Dense([jnp.asarray(leaf) for leaf in leaves]),
         Losses(jax.tree.structure(0), (m,), None),
         Parameters(

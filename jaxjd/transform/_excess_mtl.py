@@ -10,6 +10,7 @@ from optax.experimental import aggregating
 
 from jaxjd._checks import check_integer, check_mask, check_number
 from jaxjd._numerics import accumulation_dtype, matmul
+from jaxjd.transform._arguments import check_extra_args
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter
 
@@ -97,7 +98,7 @@ def excess_mtl(
         mask: Bool[Array, " m"] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ExcessMTLState]:
-        del extra_args  # For other links of the chain.
+        check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
         if jacobian.num_losses != num_losses:
             raise ValueError(
@@ -106,7 +107,7 @@ def excess_mtl(
             )
         mask = check_mask(mask, num_losses)
         old, structure = jax.tree.flatten(state.squares)
-        shapes = [jacobian.parameters.shapes[i] for i in jacobian.parameters.kept]
+        shapes = [jacobian._parameters.shapes[i] for i in jacobian._parameters.kept]
         if [x.shape[1:] for x in old] != shapes:
             raise ValueError(
                 "`updates` must be with respect to the parameters that `init` was "

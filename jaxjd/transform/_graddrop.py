@@ -14,6 +14,7 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_key, check_length, check_mask, check_vector
 from jaxjd._numerics import accumulation_dtype
 from jaxjd.jacobian import Jacobian
+from jaxjd.transform._arguments import check_extra_args
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, row_dtypes, sum_over_rows
 
@@ -75,10 +76,10 @@ def graddrop(
         mask: Bool[Array, " m"] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradDropState]:
-        del extra_args  # For other links of the chain.
+        check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
         following, now = jax.random.split(state.key)
-        parameters, dtypes = jacobian.parameters, row_dtypes(jacobian)
+        parameters, dtypes = jacobian._parameters, row_dtypes(jacobian)
         drawn = []
         keys = jax.random.split(now, len(dtypes))
         for key, i, dtype in zip(keys, parameters.kept, dtypes, strict=True):
@@ -135,7 +136,7 @@ def drop_signs(
             update += leaked
         return jnp.where(jnp.isfinite(total), update, jnp.nan)
 
-    parameters, dtypes = jacobian.parameters, row_dtypes(jacobian)
+    parameters, dtypes = jacobian._parameters, row_dtypes(jacobian)
     sums = sum_over_rows(jacobian, mask, leak, term)
     uniform = parameters.flatten("uniforms", uniforms)
     return parameters.unflatten(

@@ -1,14 +1,14 @@
-"""How do groups of parameters get an aggregator each?"""
+"""Give each group of parameters an aggregator of its own."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from jaxtyping import PyTree
 from optax.experimental import aggregating
 
-from jaxjd.transform._aggregate import needed
+from jaxjd._typing import PyTree
+from jaxjd.transform._arguments import check_extra_args, needed, resolved
 from jaxjd.transform._as_jacobian import as_jacobian
 
 
@@ -44,7 +44,7 @@ def partition(
     }
 
     def labels_of(params: optax.Params) -> list[Hashable]:
-        tree = labels(params) if callable(labels) else labels
+        tree = resolved(labels, params)
         try:
             tree = jax.tree.broadcast(tree, params)
         except ValueError as error:
@@ -84,6 +84,7 @@ def partition(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, PartitionState]:
+        check_extra_args(extra_args)
         params = needed(params)
         jacobian = as_jacobian(updates, params)
         flat = labels_of(params)

@@ -38,7 +38,7 @@ def by_parameter(
 
     - `others`: further arguments of the function, an array per parameter.
     """
-    rows, losses = jacobian.rows, jacobian.losses
+    rows, losses = jacobian._rows, jacobian._losses
     if not isinstance(rows, engine.Structured):
         formed = [losses.from_engine(leaf) for leaf in rows.rows()]
         return [function(*arrays) for arrays in zip(formed, *others, strict=True)]
@@ -70,8 +70,8 @@ def sum_over_rows(
     - `term`: from a block of rows of one parameter, zero where the loss is missing, and
       the same block of `vectors` to the sum over this block.
     """
-    rows, m = jacobian.rows, jacobian.num_losses
-    mask, vectors = jax.tree.map(jacobian.losses.to_engine, (mask, vectors))
+    rows, m = jacobian._rows, jacobian.num_losses
+    mask, vectors = jax.tree.map(jacobian._losses.to_engine, (mask, vectors))
 
     def sums(block: list[Array], present: Array, vectors: Any) -> list[Any]:
         return [
@@ -102,7 +102,7 @@ def sum_over_rows(
 
 def row_dtypes(jacobian: Jacobian) -> list[jnp.dtype]:
     """Those of the differentiated parameters, without forming any row."""
-    rows = jacobian.rows
+    rows = jacobian._rows
     if isinstance(rows, engine.Dense):
         return [leaf.dtype for leaf in rows.leaves]
     return [rows.inputs[i].dtype for i in rows.argnums]
@@ -149,9 +149,9 @@ def _block_size(jacobian: Jacobian) -> int:
     Where rows come from backward passes, as many as their `chunk_size` allows: smaller
     blocks put the passes into a loop, where convolutions are much slower on a CPU.
     """
-    if not isinstance(jacobian.rows, engine.Structured):
-        return jacobian.rows.block_size()
-    parameters = jacobian.parameters
+    if not isinstance(jacobian._rows, engine.Structured):
+        return jacobian._rows.block_size()
+    parameters = jacobian._parameters
     sizes = [math.prod(parameters.shapes[i]) for i in parameters.kept]
     num_blocks = BLOCKS_PER_PARAMETER * sum(sizes) // max(*sizes, 1)
     return math.ceil(jacobian.num_losses / max(num_blocks, 1))

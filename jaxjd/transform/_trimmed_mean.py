@@ -12,6 +12,7 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_integer, check_mask
 from jaxjd._numerics import accumulation_dtype
 from jaxjd._sorting import sort
+from jaxjd.transform._arguments import check_extra_args
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter, fold
 
@@ -55,7 +56,7 @@ def trimmed_mean(num_trimmed: int) -> aggregating.Aggregator:
         mask: Bool[Array, " m"] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        del extra_args  # For other links of the chain.
+        check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
         m = jacobian.num_losses
         if m < 2 * num_trimmed + 1:
@@ -65,7 +66,7 @@ def trimmed_mean(num_trimmed: int) -> aggregating.Aggregator:
             )
         present = check_mask(mask, m)
         means = by_parameter(jacobian, lambda rows: mean_of_middle(rows, present))
-        return jacobian.parameters.unflatten(means), state
+        return jacobian._parameters.unflatten(means), state
 
     def mean_of_middle(
         rows: Float[Array, "m ..."], present: Bool[Array, " m"]

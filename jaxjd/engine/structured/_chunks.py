@@ -31,6 +31,10 @@ class StructuredChunks(Chunked):
 
     plan: Plan
 
+    @property
+    def method(self) -> str:
+        return "structured"
+
     def gramian(self) -> Float[Array, "m m"]:
         examples = self.function.num_examples(self.inputs)
         assert examples is not None

@@ -35,6 +35,10 @@ class Structured:
     argnums: tuple[int, ...]
     num_rows: int
 
+    @property
+    def method(self) -> str:
+        return "structured"
+
     def rows(self) -> list[Array]:
         found: dict[int, Array] = {}
         for groups in self.plan.groups_of(self.argnums):

@@ -1,0 +1,143 @@
+"""Checks of what `value_and_jac` is given, and what their messages say."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
+
+from jaxjd import engine
+from jaxjd._typing import PyTree
+from jaxjd.jacobian._layout import Parameters
+
+Method = Literal["auto", "dense", "chunked", "structured"]
+
+
+def check_method(method: str) -> None:
+    if method not in get_args(Method):
+        known = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"`method` must be one of {known}. Got {method!r}.")
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    if chunk_size is None:
+        return
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer):
+        raise TypeError(f"`chunk_size` must be an integer or None. Got {chunk_size!r}.")
+    if chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1. Got {chunk_size}.")
+
+
+def as_choices(
+    contraction: PyTree[engine.Choice], parameters: Parameters
+) -> list[engine.Choice]:
+    """One choice per parameter, from a prefix tree of them."""
+    choices = parameters.broadcast("contraction", contraction)
+    for choice in choices:
+        if choice not in get_args(engine.Choice):
+            known = ", ".join(map(repr, get_args(engine.Choice)))
+            raise ValueError(f"`contraction` must be one of {known}. Got {choice!r}.")
+    return choices
+
+
+def check_argnums(argnums: Sequence[int], num_args: int) -> list[int]:
+    for i in argnums:
+        if not -num_args <= i < num_args:
+            raise ValueError(
+                f"`argnums` must be positions among the {num_args} positional "
+                f"arguments that `fun` is called with. Got {i}."
+            )
+    positions = [i % num_args for i in argnums]
+    if not positions or len(set(positions)) < len(positions):
+        raise ValueError(
+            f"`argnums` must name one or more different arguments. Got {argnums}."
+        )
+    return positions
+
+
+def as_parameters(tree: PyTree, position: int) -> PyTree:
+    """Check that an argument can be differentiated; Python floats become arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(
+            f"Argument {position} of `fun` must hold parameters to differentiate. Got "
+            f"{tree!r}, without an array in it."
+        )
+    for path, leaf in leaves:
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError:
+            dtype = type(leaf).__name__
+        if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"The parameters, argument {position} of `fun`, must be real floating-"
+                f"point arrays. Got {dtype} at {keystr(path) or 'the top'}. Pass "
+                "what is not to be differentiated as another argument."
+            )
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def check_in_axes(
+    in_axes: Sequence[Any] | None, argnums: Sequence[int], num_args: int
+) -> tuple[Any, ...] | None:
+    if in_axes is None:
+        return None
+    advice = (
+        "Give one entry per argument, None for the differentiated ones, for example "
+        "`in_axes=(None, 0, 0)`."
+    )
+    if not isinstance(in_axes, list | tuple) or len(in_axes) != num_args:
+        raise ValueError(
+            f"`in_axes` must have one entry for each of the {num_args} arguments that "
+            f"`fun` is called with. Got {in_axes!r}. {advice}"
+        )
+    for i in argnums:
+        if jax.tree.leaves(in_axes[i]):
+            raise ValueError(
+                f"`in_axes` must be None for argument {i}, which is differentiated: "
+                f"all examples share the parameters. Got {in_axes[i]!r}. {advice}"
+            )
+    if not jax.tree.leaves(tuple(in_axes)):
+        raise ValueError(
+            f"`in_axes` must give the axis of the examples in at least one argument. "
+            f"Got {in_axes!r}. If `fun` returns the losses of all examples, leave "
+            "`in_axes` out."
+        )
+    return tuple(in_axes)
+
+
+def split_aux(output: Any) -> tuple[Any, Any]:
+    if not isinstance(output, tuple) or len(output) != 2:
+        raise TypeError(
+            "With `has_aux=True`, `fun` must return a pair (losses, aux). "
+            f"Got {type(output).__name__}."
+        )
+    return output
+
+
+def check_losses(losses: PyTree[jax.ShapeDtypeStruct]) -> None:
+    for path, loss in jax.tree_util.tree_leaves_with_path(losses):
+        if not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise TypeError(
+                "`fun` must return losses that are real floating-point arrays. "
+                f"Got {loss.dtype} at {keystr(path) or 'the top'}."
+            )
+
+
+@contextlib.contextmanager
+def explained(per_example: bool, args: Sequence[Any]) -> Iterator[None]:
+    """Add to the errors of a per-example function what it was called with."""
+    try:
+        yield
+    except Exception as error:
+        if per_example:
+            shapes = jax.tree.map(lambda x: list(jnp.shape(x)), tuple(args))
+            error.add_note(
+                "`in_axes` is given, so `fun` is called with ONE example. Its "
+                f"arguments have the shapes {shapes}. If it is written for a batch, "
+                "leave `in_axes` out."
+            )
+        raise

@@ -1,0 +1,192 @@
+"""The lazy `Jacobian`, a linear operator from parameters to losses."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import jax
+from jax.tree_util import GetAttrKey
+from jaxtyping import Array, Float
+
+from jaxjd import engine
+from jaxjd._misuse import ExplainsItself, Guards, guards
+from jaxjd._typing import PyTree
+from jaxjd.jacobian._layout import Losses, Parameters
+
+Rows = engine.Dense | engine.Chunked | engine.Structured
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Jacobian(metaclass=ExplainsItself):
+    """The Jacobian $J$ of m losses with respect to n parameters, a linear operator.
+
+    Made by [`jaxjd.value_and_jac`][] and [`jaxjd.jac`][]. It computes nothing until it
+    is asked to, and holds $J$ in memory only if made with `method="dense"`. It is a
+    pytree: it may leave a `jit`, be donated, be carried by `jax.lax.scan`. Whatever its
+    methods recompute under one `jit`, XLA computes once.
+
+    It is not a gradient: of optax's transformations only an aggregator such as
+    `jaxjd.upgrad()` takes it, so the aggregator comes first in a chain. Anything else
+    raises.
+
+    It can be copied by `copy.deepcopy`, but not pickled: it holds the traced function,
+    which only this process knows. Save the parameters, or `jac.dense()`.
+    """
+
+    _rows: Rows
+    _losses: Losses
+    _parameters: Parameters
+    _guards: Guards = dataclasses.field(default_factory=guards)
+
+    @property
+    def num_losses(self) -> int:
+        """m, the number of losses, that is of rows."""
+        return self._losses.num_losses
+
+    def gramian(self) -> Float[Array, "m m"]:
+        """$G = J J^\\top$, float32 or wider, symmetric to the bit."""
+        columns = self._losses.from_engine(self._rows.gramian())
+        return self._losses.from_engine(columns.T)
+
+    def cross_gramian(self, other: "Jacobian") -> Float[Array, "m k"]:
+        """$J_1 J_2^\\top$: inner products with the rows of another Jacobian.
+
+        **Arguments:**
+
+        - `other`: k losses, of any function, with respect to the same parameters.
+
+        **Raises:** `TypeError` if `other` is not a Jacobian; `ValueError` if the
+        parameters differ in structure or shape.
+        """
+        if not isinstance(other, Jacobian):
+            raise TypeError(
+                f"`other` must be a jaxjd.Jacobian. Got {type(other).__name__}."
+            )
+        if other._parameters != self._parameters:
+            raise ValueError(
+                "`other` must be taken with respect to the same parameters, "
+                f"{self._parameters.kept_shapes()}. "
+                f"Got {other._parameters.kept_shapes()}."
+            )
+        products = engine.products_by_blocks(self._rows, other._rows)
+        return other._losses.from_engine(self._losses.from_engine(products).T).T
+
+    def vjp(self, weights: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
+        """$J^\\top w$: the combination of the rows with these weights.
+
+        **Arguments:**
+
+        - `weights`: m numbers, as a vector or shaped like the losses.
+
+        **Returns:** a pytree like the parameters, in their dtypes.
+
+        **Raises:** `ValueError` if `weights` is shaped differently.
+        """
+        flat = self._losses.flatten("weights", weights)
+        return self._parameters.unflatten(self._rows.vjp(self._losses.to_engine(flat)))
+
+    def jvp(self, tangent: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
+        """$J d$: how the losses change along a direction in parameter space.
+
+        **Arguments:**
+
+        - `tangent`: a pytree like the parameters.
+
+        **Returns:** m numbers, shaped like the losses.
+
+        **Raises:** `ValueError` if `tangent` is not like the parameters.
+        """
+        change = self._rows.jvp(self._parameters.flatten("tangent", tangent))
+        return self._losses.unflatten(self._losses.from_engine(change))
+
+    def dense(self) -> PyTree[Float[Array, "m ..."]]:
+        """All of $J$: a pytree like the parameters, each leaf [m, *shape]."""
+        rows = [self._losses.from_engine(leaf) for leaf in self._rows.rows()]
+        return self._parameters.unflatten(rows)
+
+    def restrict(self, wrt: PyTree[bool]) -> "Jacobian":
+        """The Jacobian with respect to some of the parameters only.
+
+        **Arguments:**
+
+        - `wrt`: a pytree of bools, like the parameters or a prefix of them.
+
+        **Returns:** a Jacobian in whose trees the other parameters are an
+        `optax.MaskedNode`, optax's placeholder for what it must not touch.
+
+        **Raises:** `ValueError` if `wrt` is not such a tree, or keeps nothing.
+        """
+        flags = self._parameters.broadcast("wrt", wrt)
+        chosen = [n for n, i in enumerate(self._parameters.kept) if flags[i]]
+        if not chosen:
+            raise ValueError(
+                "`wrt` must keep at least one of the parameters. All of it is False."
+            )
+        kept = tuple(self._parameters.kept[n] for n in chosen)
+        return dataclasses.replace(
+            self,
+            _rows=self._rows.restrict(chosen),
+            _parameters=dataclasses.replace(self._parameters, kept=kept),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Jacobian(num_losses={self.num_losses}, "
+            f"losses={self._losses.as_shapes()}, "
+            f"parameters={self._parameters.kept_shapes()}, "
+            f"method={self._rows.method!r})"
+        )
+
+    def __matmul__(self, other: object) -> NoReturn:
+        raise TypeError(
+            "A Jacobian has no operator `@`, since parameters are a pytree. Use "
+            "`jac.jvp(tangent)` for J d and `jac.vjp(weights)` for the transpose."
+        )
+
+    __rmatmul__ = __matmul__
+
+    def __contains__(self, key: object) -> bool:
+        # flax.training.train_state.TrainState looks for "_overwrite_with_gradient" in
+        # the gradients that it is given. A Jacobian has no keys.
+        del key
+        return False
+
+    if TYPE_CHECKING:
+        # What optax calls updates is an array or an iterable of such. A Jacobian takes
+        # the place of updates, and type checkers must believe it.
+        def __iter__(self) -> Iterator[Any]: ...
+
+    def __copy__(self) -> "Jacobian":
+        return dataclasses.replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Jacobian":
+        # The function and the layout never change, so that they may be shared.
+        rows = jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self._rows)
+        return dataclasses.replace(self, _rows=rows)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A Jacobian cannot be pickled: it holds the traced function, which only "
+            "this process knows. Save the parameters and take it again, or save the "
+            "arrays of `jac.dense()`."
+        )
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        children = (
+            (GetAttrKey("_guards"), self._guards),
+            (GetAttrKey("_rows"), self._rows),
+        )
+        return children, (self._losses, self._parameters)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self._guards, self._rows), (self._losses, self._parameters)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> "Jacobian":
+        (found, rows), (losses, parameters) = children, static
+        # JAX also unflattens with placeholders in the places of children.
+        if isinstance(found, Guards):
+            found = found.renewed()
+        return cls(rows, losses, parameters, found)

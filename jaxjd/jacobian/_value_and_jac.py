@@ -1,0 +1,388 @@
+"""The entry points `value_and_jac`, `jac` and `explain`."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
+
+import jax
+from jax.tree_util import keystr
+from jaxtyping import Array
+
+from jaxjd import engine
+from jaxjd._typing import PyTree
+from jaxjd.jacobian._checks import (
+    Method,
+    as_choices,
+    as_parameters,
+    check_argnums,
+    check_chunk_size,
+    check_in_axes,
+    check_losses,
+    check_method,
+    explained,
+    split_aux,
+)
+from jaxjd.jacobian._explain import Explanation
+from jaxjd.jacobian._jacobian import Jacobian, Rows
+from jaxjd.jacobian._layout import Losses, Parameters
+
+P = ParamSpec("P")
+L = TypeVar("L")  # Losses: an array or a pytree of arrays.
+A = TypeVar("A")  # Auxiliary output.
+
+
+@overload
+def value_and_jac(
+    fun: Callable[P, L],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: Literal[False] = False,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[P, tuple[L, Jacobian]]: ...
+@overload
+def value_and_jac(
+    fun: Callable[P, tuple[L, A]],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: Literal[True],
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[P, tuple[tuple[L, A], Jacobian]]: ...
+@overload
+def value_and_jac(
+    fun: Callable[P, Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[P, tuple[Any, Jacobian]]: ...
+def value_and_jac(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool = False,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[..., tuple[Any, Jacobian]]:
+    """Evaluate a vector of losses and its Jacobian, as `jax.value_and_grad` does one.
+
+    **Arguments:**
+
+    - `fun`: a pure function that returns the losses: real floating-point arrays of any
+      shape, or a pytree of them. m is their total size; in row-major order they are the
+      rows of the Jacobian. Every array that is returned counts as a loss: return
+      anything else as auxiliary output, with `has_aux`.
+    - `argnums`: which arguments to differentiate, pytrees of floating-point arrays. If
+      a tuple, the parameters are the tuple of these arguments.
+    - `in_axes`: if given, `fun` is written for ONE example, and `in_axes` says which
+      axis of each argument holds the examples, one entry per positional argument, as
+      for `jax.vmap`; None for what all examples share, the differentiated arguments
+      among it. The losses get a leading axis of examples. No example can then influence
+      the loss of another.
+    - `has_aux`: whether `fun` returns a pair of the losses and auxiliary output, which
+      is returned beside them and also gets a leading axis of examples.
+    - `method`: how the Jacobian is computed. `"structured"` forms no rows: one forward
+      and one backward pass leave activations and their cotangents, from which inner
+      products and combinations of rows follow; see [`jaxjd.explain`][]. `"chunked"`
+      computes rows when they are needed. `"dense"` materialises all m of them.
+      `"auto"` is `"structured"` for functions of one example, and for others without a
+      `chunk_size` whose parameters outweigh the activations; else `"chunked"`.
+    - `chunk_size`: how many rows, or the activations of how many losses, may be in
+      memory at once; by default all. Never less than two rows, as two are needed to
+      compare them, nor less than one example. Smaller needs less memory and more time:
+      about `m / chunk_size` backward passes per row.
+    - `contraction`: how the structured method computes the inner products of a
+      parameter's gradients: `"pairs"`, from activations and cotangents of all pairs of
+      positions; `"rows"`, by forming the gradients of this parameter; `"auto"`, the
+      cheaper by operations and bytes. A pytree like the parameters or a prefix of them.
+      A parameter that has only one way, as a bias has, keeps it. Anything but
+      `"auto"` makes the method `"structured"`.
+
+    **Returns:** a function that takes the arguments of `fun` and returns the losses
+    (or the pair of losses and auxiliary output) and a [`jaxjd.Jacobian`][]. Keyword
+    arguments are passed on to `fun`. They are not differentiated, and all examples
+    share them.
+
+    **Raises:** when called, `ValueError` or `TypeError` if an argument above, a
+    differentiated argument or a loss is not as described, if a per-example function
+    uses batch normalisation in training mode, or if the structured method is to take
+    a function of all losses in chunks.
+    """
+    check_method(method)
+    check_chunk_size(chunk_size)
+    if contraction != "auto" and method not in ("auto", "structured"):
+        raise ValueError(
+            '`contraction` is of method="structured" only. '
+            f"Got {contraction!r} for method={method!r}."
+        )
+
+    @functools.wraps(fun)
+    def value_and_jac_fun(*args: Any, **kwargs: Any) -> tuple[Any, Jacobian]:
+        found = trace(fun, argnums, in_axes, has_aux, args, kwargs)
+        chosen = choose_method(found, method, chunk_size, contraction)
+        rows, (loss_leaves, aux_leaves) = evaluate(found, chosen, chunk_size)
+        jacobian = Jacobian(rows, found.losses, found.parameters)
+        values = jax.tree.unflatten(found.losses.structure, loss_leaves)
+        if has_aux:
+            values = values, jax.tree.unflatten(found.aux_structure, aux_leaves)
+        return values, jacobian
+
+    return value_and_jac_fun
+
+
+@overload
+def jac(
+    fun: Callable[P, Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: Literal[False] = False,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[P, Jacobian]: ...
+@overload
+def jac(
+    fun: Callable[P, tuple[Any, A]],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: Literal[True],
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[P, tuple[Jacobian, A]]: ...
+@overload
+def jac(
+    fun: Callable[P, Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[P, Any]: ...
+def jac(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool = False,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[..., Any]:
+    """The Jacobian of a vector of losses, as `jax.grad` is the gradient of one.
+
+    The arguments are those of [`jaxjd.value_and_jac`][].
+
+    **Returns:** a function that takes the arguments of `fun` and returns a
+    [`jaxjd.Jacobian`][], or with `has_aux` the pair of it and the auxiliary output.
+
+    **Raises:** as [`jaxjd.value_and_jac`][].
+    """
+    both = value_and_jac(
+        fun,
+        argnums,
+        in_axes=in_axes,
+        has_aux=has_aux,
+        method=method,
+        chunk_size=chunk_size,
+        contraction=contraction,
+    )
+
+    @functools.wraps(fun)
+    def jac_fun(*args: Any, **kwargs: Any) -> Any:
+        values, jacobian = both(*args, **kwargs)
+        return (jacobian, values[1]) if has_aux else jacobian
+
+    return jac_fun
+
+
+def explain(
+    fun: Callable[P, Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    in_axes: Sequence[Any] | None = None,
+    has_aux: bool = False,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    contraction: PyTree[engine.Choice] = "auto",
+) -> Callable[P, Explanation]:
+    """Say which method `value_and_jac` takes, why, and how it treats each parameter.
+
+    The arguments are those of [`jaxjd.value_and_jac`][].
+
+    **Returns:** a function that takes the arguments of `fun` and returns an
+    [`jaxjd.Explanation`][] to print: the method and the reason for it; the structure of
+    the losses; and how the structured method treats each parameter, whether it is taken
+    or not: the operations in which the parameter is used, how inner products of its
+    gradients are computed, the FLOPs and bytes of that, and, where its rows of the
+    Jacobian are formed because no rule covers an operation, which one that is.
+
+    **Raises:** as [`jaxjd.value_and_jac`][].
+    """
+    check_method(method)
+    check_chunk_size(chunk_size)
+
+    @functools.wraps(fun)
+    def explain_fun(*args: P.args, **kwargs: P.kwargs) -> Explanation:
+        found = trace(fun, argnums, in_axes, has_aux, args, kwargs)
+        chosen = choose_method(found, method, chunk_size, contraction)
+        plan = chosen.plan or plan_of(found, contraction)
+        everything = found.parameters.unflatten(found.positions)
+        names = [
+            keystr(path) or "the parameter"
+            for path, _ in jax.tree_util.tree_leaves_with_path(everything)
+        ]
+        table = engine.explain(plan, found.inputs, names)
+        return Explanation(
+            chosen.method,
+            chosen.reason,
+            found.losses.num_losses,
+            found.losses.as_shapes(),
+            table,
+        )
+
+    return explain_fun
+
+
+class Traced(NamedTuple):
+    """A function of the user, traced and checked, at the point where it was called.
+
+    `positions` are those of the differentiated parameters among the `inputs`.
+    """
+
+    function: engine.LossFunction
+    inputs: list[Array]
+    positions: tuple[int, ...]
+    losses: Losses
+    parameters: Parameters
+    aux_structure: Any
+
+
+def trace(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int],
+    in_axes: Sequence[Any] | None,
+    has_aux: bool,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+) -> Traced:
+    """**Raises:** as [`jaxjd.value_and_jac`][]."""
+    single = isinstance(argnums, int)
+    wanted = check_argnums((argnums,) if single else tuple(argnums), len(args))
+    args = tuple(
+        as_parameters(arg, i) if i in wanted else arg for i, arg in enumerate(args)
+    )
+    axes = check_in_axes(in_axes, wanted, len(args))
+    if axes is not None:
+        axes = (*axes, None)
+
+    def losses_and_aux(*everything: Any) -> tuple[Any, Any]:
+        *args, kwargs = everything
+        with explained(axes is not None, args):
+            output = fun(*args, **kwargs)
+        return split_aux(output) if has_aux else (output, None)
+
+    everything = (*args, kwargs)
+    function, inputs, places, example_losses, aux = engine.trace(
+        losses_and_aux, everything, axes, identity=fun
+    )
+    check_losses(example_losses)
+    num_examples = function.num_examples(inputs)
+    batch = () if num_examples is None else (num_examples,)
+    shapes = tuple((*batch, *x.shape) for x in jax.tree.leaves(example_losses))
+    losses = Losses(jax.tree.structure(example_losses), shapes, num_examples)
+    if losses.num_losses == 0:
+        raise ValueError(
+            f"`fun` must return at least one loss. Got {losses.as_shapes()}."
+        )
+
+    place_of = jax.tree.unflatten(jax.tree.structure(everything), places)
+    point = place_of[wanted[0]] if single else tuple(place_of[i] for i in wanted)
+    positions = tuple(jax.tree.leaves(point))
+    parameters = Parameters(
+        jax.tree.structure(point),
+        tuple(inputs[i].shape for i in positions),
+        tuple(range(len(positions))),
+    )
+    return Traced(
+        function, inputs, positions, losses, parameters, jax.tree.structure(aux)
+    )
+
+
+class Chosen(NamedTuple):
+    """A method, why it is taken, and for the structured method its plan."""
+
+    method: Literal["dense", "chunked", "structured"]
+    reason: str
+    plan: engine.Plan | None = None
+
+
+def choose_method(
+    found: Traced,
+    method: Method,
+    chunk_size: int | None,
+    contraction: PyTree[engine.Choice],
+) -> Chosen:
+    """**Raises:** `ValueError` if the structured method is to take what it cannot."""
+    if method in ("dense", "chunked"):
+        return Chosen(method, "it was asked for")
+    plan = plan_of(found, contraction)
+    asked = method == "structured"
+    if found.function.axes is not None:
+        why = "it was asked for" if asked else "the function is written for one example"
+        return Chosen("structured", why, plan)
+    # Of a function of all losses nothing but rows can be taken in chunks.
+    in_chunks = chunk_size is not None and chunk_size < found.losses.num_losses
+    if not asked and contraction == "auto":
+        if in_chunks:
+            return Chosen(
+                "chunked", "the function returns all losses, and `chunk_size` is given"
+            )
+        if engine.saves_memory(plan):
+            why = "the function returns all losses, and parameters outweigh activations"
+            return Chosen("structured", why, plan)
+        why = "the function returns all losses, and activations outweigh parameters"
+        return Chosen("chunked", why)
+    if in_chunks:
+        raise ValueError(
+            "With the structured method, `chunk_size` needs a function of one example, "
+            f"with `in_axes`. Got chunk_size={chunk_size}, in_axes=None. Give "
+            'method="chunked", or leave `chunk_size` out.'
+        )
+    why = "it was asked for" if asked else "`contraction` is given"
+    return Chosen("structured", why, plan)
+
+
+def plan_of(found: Traced, contraction: PyTree[engine.Choice]) -> engine.Plan:
+    choices = as_choices(contraction, found.parameters)
+    return engine.plan(found.function, found.positions, choices)
+
+
+def evaluate(
+    found: Traced, chosen: Chosen, chunk_size: int | None
+) -> tuple[Rows, tuple[list[Array], list[Array]]]:
+    """The operator; and the leaves of the losses and of the auxiliary output."""
+    function, inputs, positions = found.function, found.inputs, found.positions
+    if chosen.plan is not None:
+        # The losses come from the forward pass that the Jacobian needs.
+        return engine.structured(chosen.plan, inputs, chunk_size)
+    if chosen.method == "dense":
+        rows = engine.dense(function, inputs, positions)
+    else:
+        m = found.losses.num_losses
+        rows = engine.Chunked(inputs, function, positions, chunk_size, m)
+    return rows, function.all_outputs(inputs)

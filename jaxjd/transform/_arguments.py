@@ -1,0 +1,58 @@
+"""What the transformations make of their arguments: functions, labels, extra ones."""
+
+import difflib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import optax
+
+from jaxjd._typing import PyTree
+from jaxjd.jacobian import as_prefix
+
+# The extra arguments that some aggregator takes.
+EXTRA_ARGS = ("mask", "losses", "cross_gramian")
+
+Leaf = TypeVar("Leaf")
+
+
+def check_extra_args(extra_args: Mapping[str, Any]) -> None:
+    """Warn of extra arguments that look like a misspelt one of ours.
+
+    They cannot be refused: optax passes the extra arguments of every link to all links.
+    """
+    for name in extra_args:
+        if name in EXTRA_ARGS:
+            continue
+        for meant in difflib.get_close_matches(name, EXTRA_ARGS, n=1, cutoff=0.7):
+            warnings.warn(
+                f"`update` was given the extra argument `{name}`, which the aggregator "
+                f"does not know and ignores. Did you mean `{meant}`?",
+                stacklevel=3,
+            )
+
+
+def needed(params: optax.Params | None) -> optax.Params:
+    """**Raises:** `ValueError` if `update` was not given the parameters."""
+    if params is None:
+        raise ValueError(
+            "`params` must be given to `update`, for `wrt` or `labels` to be found: "
+            "`tx.update(updates, state, params)`."
+        )
+    return params
+
+
+def resolved(
+    tree: PyTree[Leaf] | Callable[[optax.Params], PyTree[Leaf]],
+    params: optax.Params,
+) -> PyTree[Leaf]:
+    """A tree like the parameters or a prefix of them, from itself or from a function.
+
+    An Equinox module is callable, and a module of bools or labels is still a tree. As
+    in `optax.masked`, something is a function if it is its own only leaf.
+    """
+    leaves = jax.tree.leaves(tree)
+    if callable(tree) and len(leaves) == 1 and leaves[0] is tree:
+        return tree(params)
+    return as_prefix(tree, params)
