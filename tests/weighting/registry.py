@@ -40,6 +40,8 @@ class Row(NamedTuple):
 
     arguments: Callable[[int], tuple] = lambda m: ()
     """Those that it needs, besides `num_losses`."""
+    exact: dict[str, Any] = {}  # noqa: RUF012
+    """Options with which the claims hold exactly, where they do not by default."""
     of_two_batches: bool = False
     """`update` needs a cross Gramian."""
     blind: bool = False
@@ -111,11 +113,12 @@ AGGREGATORS = {
         " | as the other | as the other",
         # It is linear because UPGrad is. The first weights are UPGrad's.
         conflicts=Counterexample([[1, 2], [0, -1]], -0.6459, [[-2, 0], [-2, -1]]),
-        arguments=lambda m: (jaxjd.weighting.upgrad(),),
+        arguments=lambda m: (jaxjd.weighting.upgrad(noise_eps=0),),
     ),
     "dualproj": Row(
         "NaN | no conflict, left out | mean | no conflict, as twice one | mean"
-        " | no conflict | no conflict",
+        " | no conflict | mean decreases",
+        exact={"noise_eps": 0},
         not_linear=Counterexample([[0, 1], [1, -1]], 0.25),
         zero_at="strongly",
     ),
@@ -228,7 +231,8 @@ AGGREGATORS = {
     ),
     "upgrad": Row(
         "NaN | no conflict, left out | mean | no conflict, as twice one | mean"
-        " | no conflict | no conflict",
+        " | no conflict | mean decreases",
+        exact={"noise_eps": 0},
         zero_at="strongly",
     ),
 }
@@ -247,8 +251,14 @@ def transformation(name: str, m: int) -> optax.GradientTransformationExtraArgs:
     return _of_losses(getattr(jaxjd, name), AGGREGATORS[name], m)
 
 
-def _of_losses(make: Callable[..., Any], row: Row, m: int) -> Any:
-    sizes = {}
+def exact(name: str, m: int) -> optax.GradientTransformationExtraArgs:
+    """The transformation with the options with which its claims hold exactly."""
+    row = AGGREGATORS[name]
+    return _of_losses(getattr(jaxjd, name), row, m, **row.exact)
+
+
+def _of_losses(make: Callable[..., Any], row: Row, m: int, **options: Any) -> Any:
+    sizes = dict(options)
     parameter = inspect.signature(make).parameters.get("num_losses")
     if parameter is not None and parameter.default is parameter.empty:
         sizes["num_losses"] = m
