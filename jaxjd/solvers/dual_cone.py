@@ -125,7 +125,7 @@ def _project_rows(u, G, initial, *, norm_eps, reg_eps, method, max_iterations):
     H, ridge = G, default_ridge(m, dtype)
     if reg_eps is not None:
         H, ridge = normalise_and_regularise(G, norm_eps or 0.0, reg_eps), 0.0
-    scaled = unit_diagonal(H)
+    scaled = unit_diagonal(H, constant_norms=True)
 
     # Row by row: `size` makes the largest bound 1. The solution is homogeneous in it.
     b = u * scaled.norms[None, :]
