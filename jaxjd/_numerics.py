@@ -34,6 +34,16 @@ def symmetric(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
     return upper[np.minimum(row, column), np.maximum(row, column)]
 
 
+def symmetric_part(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """The mean of a matrix and its transpose: what the change of a Gramian may be."""
+    return (matrix + matrix.T) / 2
+
+
+def like(number: float | Array, array: Array) -> float | Array:
+    """A hyperparameter in the dtype of an array. A number of Python's has none."""
+    return number.astype(array.dtype) if isinstance(number, jax.Array) else number
+
+
 class UnitDiagonal(NamedTuple):
     """A Gramian in the coordinates in which every gradient has norm 1."""
 
@@ -42,16 +52,23 @@ class UnitDiagonal(NamedTuple):
     inverse_norms: Float[Array, " m"]  # 0 there as well.
 
 
-def unit_diagonal(gramian: Float[Array, "m m"]) -> UnitDiagonal:
+def unit_diagonal(
+    gramian: Float[Array, "m m"], *, constant_norms: bool = False
+) -> UnitDiagonal:
     """Scale a Gramian to unit diagonal. A zero gradient keeps a zero row.
 
-    Separable bounds survive a diagonal scaling, and so does the exact minimiser.
-    Therefore its derivative does not depend on the norms, and they are held constant.
+    **Arguments:**
+
+    - `constant_norms`: whether the derivative takes the norms for constants. That is
+      right only if the result does not depend on them, and saves work then. The
+      minimiser of a quadratic program with separable bounds is such a result, because
+      the bounds are scaled along.
     """
     diagonal = jnp.diagonal(gramian)
-    # Not `diagonal <= 0`, which is false for NaN: NaN must stay visible.
-    zero = diagonal <= 0
-    norms = lax.stop_gradient(jnp.sqrt(jnp.where(zero, 1, diagonal)))
+    zero = diagonal <= 0  # False for NaN, which must stay visible.
+    norms = jnp.sqrt(jnp.where(zero, 1, diagonal))
+    if constant_norms:
+        norms = lax.stop_gradient(norms)
     inverse = jnp.where(zero, 0, 1 / norms)
     # One factor after the other: their product may overflow.
     C = gramian * inverse[:, None] * inverse[None, :]
@@ -86,6 +103,15 @@ def add_noise(
     added = added2 * (largest * inverse) * (largest * inverse)
     C = scaled.C * shrunk[:, None] * shrunk[None, :] + jnp.diag(added)
     return UnitDiagonal(C, longer, inverse)
+
+
+def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, 0 for negative numbers, with the derivative 0 at 0.
+
+    There `jnp.sqrt` has an infinite derivative, of which a `jnp.where` makes NaN.
+    """
+    zero = x <= 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 
 def normalise_and_regularise(

@@ -147,7 +147,7 @@ def _project_rows(
     if reg_eps is not None:
         norm_eps = 0.0 if norm_eps is None else norm_eps
         H, ridge = normalise_and_regularise(G, norm_eps, reg_eps), 0.0
-    scaled = unit_diagonal(H)
+    scaled = unit_diagonal(H, constant_norms=True)
     if noise_eps is not None:
         scaled = add_noise(scaled, noise_eps)
 
