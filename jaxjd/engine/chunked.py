@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype, symmetric
-from jaxjd.engine import _contract
+from jaxjd.engine import _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine.dense import dense, pullback_at
 
@@ -146,7 +146,7 @@ def gramian_by_blocks(jacobian: Rows) -> Float[Array, "m m"]:
     """`J Jᵀ`, one pair of blocks of rows at a time."""
     m, size = jacobian.num_rows, jacobian.block_size()
     if size == m:
-        return _contract.gramian(jacobian.rows())
+        return _products.gramian(jacobian.rows())
     starts = jnp.arange(0, m, size)
 
     def block_row(start):
@@ -158,13 +158,13 @@ def gramian_by_blocks(jacobian: Rows) -> Float[Array, "m m"]:
                 [
                     lambda: jnp.zeros_like(diagonal),
                     lambda: diagonal,
-                    lambda: _contract.products(
+                    lambda: _products.products(
                         rows, jacobian.rows_at(_indices(other, size, m))
                     ),
                 ],
             )
 
-        diagonal = _contract.products(rows, rows)
+        diagonal = _products.products(rows, rows)
         blocks = jax.lax.map(block, starts)
         return jnp.moveaxis(blocks, 0, 1).reshape(size, -1)
 
@@ -181,7 +181,7 @@ def products_by_blocks(left: Rows, right: Rows) -> Float[Array, "a b"]:
         rows = left.rows_at(_indices(start, m_size, m))
 
         def block(other):
-            return _contract.products(rows, right.rows_at(_indices(other, n_size, n)))
+            return _products.products(rows, right.rows_at(_indices(other, n_size, n)))
 
         blocks = jax.lax.map(block, jnp.arange(0, n, n_size))
         return jnp.moveaxis(blocks, 0, 1).reshape(m_size, -1)

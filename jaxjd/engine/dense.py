@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd.engine import _contract
+from jaxjd.engine import _products
 from jaxjd.engine._function import LossFunction
 
 
@@ -37,13 +37,13 @@ class Dense:
         return self.num_rows
 
     def gramian(self) -> Float[Array, "m m"]:
-        return _contract.gramian(self.leaves)
+        return _products.gramian(self.leaves)
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
-        return _contract.combine(weights, self.leaves)
+        return _products.combine(weights, self.leaves)
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
-        return _contract.products(self.leaves, [t[None] for t in tangents])[:, 0]
+        return _products.products(self.leaves, [t[None] for t in tangents])[:, 0]
 
     def restrict(self, kept: Sequence[int]) -> "Dense":
         return Dense([self.leaves[i] for i in kept])

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
+from jaxjd.engine._products import contract
 from jaxjd.engine.structured._rules import Sizes
 
 Contraction = Literal["pairs", "rows"]
@@ -130,25 +131,15 @@ def choose(
 def rows(factors: Factors) -> Float[Array, "m k b i o"]:
     """The gradients themselves, float32 or wider."""
     left, right = factors.left, factors.right
-    dtype = accumulation_dtype(right)
     if factors.one_hot:
         scatter = partial(jax.ops.segment_sum, num_segments=factors.num_inputs)
         scatter = jax.vmap(scatter, (0, 0))  # Blocks.
         scatter = jax.vmap(scatter, (0, None))  # Losses.
         # Segments must not be negative: those would count from the end.
         places = jnp.where(left < 0, factors.num_inputs, left)
-        return jax.vmap(scatter)(right.astype(dtype), places)
-    dtype = accumulation_dtype(left, right)
-    if left.dtype != right.dtype:  # The equation had another type of result.
-        left, right = left.astype(dtype), right.astype(dtype)
+        return jax.vmap(scatter)(right.astype(accumulation_dtype(right)), places)
     # An einsum would have its outputs in another order, and move them.
-    gradients = jax.lax.dot_general(
-        left,
-        right,
-        (((2,), (3,)), ((0, 1), (0, 2))),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=dtype,
-    )
+    gradients = contract(left, right, ((2,), (3,)), ((0, 1), (0, 2)))
     return jnp.moveaxis(gradients, 3, 1)
 
 
@@ -173,10 +164,4 @@ def _inner(x: Float[Array, "... b t n"], y: Float[Array, "... b s n"]) -> Array:
     def by_block(z: Array) -> Array:
         return jnp.moveaxis(z, -3, 0).reshape(z.shape[-3], -1, z.shape[-1])
 
-    return jax.lax.dot_general(
-        by_block(x),
-        by_block(y),
-        (((2,), (2,)), ((0,), (0,))),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=accumulation_dtype(x, y),
-    )
+    return contract(by_block(x), by_block(y), ((2,), (2,)), ((0,), (0,)))

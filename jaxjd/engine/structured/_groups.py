@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxjd._numerics import accumulation_dtype
-from jaxjd.engine import _contract
+from jaxjd.engine import _products
 from jaxjd.engine.structured import _contraction, _use
 from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._contraction import Contraction, Factors
@@ -54,7 +54,7 @@ def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array,
         (group,) = groups
         x = list(rows(left, group).values())
         y = x if right is left else list(rows(right, group).values())
-    return _contract.products(x, y)
+    return _products.products(x, y)
 
 
 def rows(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
@@ -88,7 +88,7 @@ def combination(
         for group in groups:
             combined |= _weighted_gradients(point, group, weights)
     elif groups[0].uniform:
-        (all_outputs,) = _contract.combine(weights.ravel(), [_blocks(point, groups)])
+        (all_outputs,) = _products.combine(weights.ravel(), [_blocks(point, groups)])
         first = 0
         for group in groups:
             use = point.plan.uses[group.uses[0]]
@@ -98,7 +98,7 @@ def combination(
             combined |= _to_leaves(point, group, [gradient], {}, lambda pull: pull)
     else:
         formed = rows(point, groups[0])
-        leaves = _contract.combine(weights.ravel(), list(formed.values()))
+        leaves = _products.combine(weights.ravel(), list(formed.values()))
         combined |= zip(formed, leaves, strict=True)
     return combined
 
@@ -207,7 +207,7 @@ def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Arr
 
 def _weighted_sum(weights: Float[Array, "m k"], gradients: Array) -> Array:
     rows = gradients.reshape(-1, *gradients.shape[2:])
-    return _contract.combine(weights.ravel(), [rows])[0]
+    return _products.combine(weights.ravel(), [rows])[0]
 
 
 def _sum(arrays: Iterable[Array]) -> Array:

@@ -15,7 +15,7 @@ import jax
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine.structured import _node
 from jaxjd.engine.structured._contraction import Choice
-from jaxjd.engine.structured._walk import Use, Value, Walk
+from jaxjd.engine.structured._walk import Use, Value, Walk, explore
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,14 +119,13 @@ def plan(
         choices = ("auto",) * len(argnums)
     avals = [v.aval for v in (*function.jaxpr.constvars, *function.jaxpr.invars)]
     inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-    walk = Walk()
-    jax.eval_shape(lambda *args: walked(function, argnums, args, {}, walk)[0], *inputs)
-    direct = {leaf: frozenset(reasons) for leaf, reasons in walk.direct.items()}
-    choice_of = dict(zip(argnums, choices, strict=True))
-    groups = group(choice_of, walk.uses, direct)
-    return Plan(
-        function, tuple(argnums), tuple(choices), tuple(walk.uses), direct, groups
+    uses, _, found_direct = explore(
+        lambda walk, *args: walked(function, argnums, args, {}, walk), (), *inputs
     )
+    direct = {leaf: frozenset(reasons) for leaf, reasons in found_direct.items()}
+    choice_of = dict(zip(argnums, choices, strict=True))
+    groups = group(choice_of, uses, direct)
+    return Plan(function, tuple(argnums), tuple(choices), tuple(uses), direct, groups)
 
 
 def group(
@@ -159,7 +158,10 @@ def group(
 
 def form(use: Use) -> Any:
     """Equal for uses whose factors may be joined."""
-    return use.node.key, use.bilinear.layout, use.bilinear.one_hot
+    # Layouts alone are not enough: a matrix looked up by rows, and one looked up by
+    # entries, are laid out alike.
+    sizes = dataclasses.replace(use.bilinear.sizes, t=0)
+    return use.node.key, use.bilinear.layout, sizes, use.bilinear.one_hot
 
 
 def reading(use: Use) -> Hashable:

@@ -124,6 +124,8 @@ def conv_general_dilated(eqn: Any, parameter: int) -> Bilinear | None:
 
     def left(a):
         """For each position of the result the window of `a` that it sees."""
+        if not sizes.t:  # The window does not fit even once. It cannot be sliced.
+            return jnp.zeros((groups, 0, sizes.i), a.dtype)
         a = a.transpose(a_spec[0], *a_spec[2:], a_spec[1])
         holes = [dilation - 1 for dilation in params["lhs_dilation"]]
         padding = [
@@ -184,10 +186,13 @@ def gather(eqn: Any, parameter: int) -> Bilinear | None:
     clips = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
 
     def left(indices):
+        places = [_int32(indices[..., n], limit) for n, limit in enumerate(limits)]
         if clips:
-            indices = jnp.clip(indices, 0, np.array(limits, indices.dtype) - 1)
-        flat = _ravel([indices[..., n] for n in range(len(limits))], limits)
-        return flat.reshape(1, sizes.t)
+            places = [
+                jnp.clip(place, 0, limit - 1)
+                for place, limit in zip(places, limits, strict=True)
+            ]
+        return _ravel(places, limits).reshape(1, sizes.t)
 
     def right(cotangent):
         cotangent = cotangent.transpose(*places, *numbers.offset_dims)
@@ -204,14 +209,14 @@ def dynamic_slice(eqn: Any, parameter: int) -> Bilinear | None:
     indexed = tuple(axis for axis in range(p.ndim) if window[axis] < p.shape[axis])
     kept = _rest(p.ndim, indexed)
     limits = [p.shape[axis] for axis in indexed]
-    num_places = math.prod(window[axis] for axis in indexed)
-    sizes = Sizes(1, num_places, math.prod(limits), _size(p, kept))
+    lengths = [window[axis] for axis in indexed]
+    sizes = Sizes(1, math.prod(lengths), math.prod(limits), _size(p, kept))
 
     def left(*starts):
         places = [
-            jnp.clip(starts[axis], 0, p.shape[axis] - window[axis])
-            + jnp.arange(window[axis])
-            for axis in indexed
+            jnp.clip(_int32(starts[axis], p.shape[axis]), 0, p.shape[axis] - n)
+            + jnp.arange(n, dtype=jnp.int32)
+            for axis, n in zip(indexed, lengths, strict=True)
         ]
         flat = _ravel(jnp.meshgrid(*places, indexing="ij"), limits)
         return flat.reshape(1, sizes.t)
@@ -247,9 +252,21 @@ def _layout(p: Any, axes: Sequence[int]) -> Layout:
 
 
 def _ravel(places: Sequence[Array], limits: Sequence[int]) -> Int[Array, "..."]:
-    """Row-major positions; -1 for those that lie outside of an axis."""
+    """Row-major positions in int32; -1 for those that lie outside of an axis."""
     flat, inside = jnp.zeros((), jnp.int32), jnp.ones((), bool)
     for place, limit in zip(places, limits, strict=True):
         inside = inside & (place >= 0) & (place < limit)
-        flat = flat * limit + place.astype(jnp.int32)
+        flat = flat * limit + place
     return jnp.where(inside, flat, -1)
+
+
+def _int32(index: Array, limit: int) -> Int[Array, "..."]:
+    """An index along an axis of length `limit`, in int32.
+
+    Its own type may be too narrow for the arithmetic (an int8 cannot hold the length of
+    an axis of 300) or too wide for int32. An index outside of the axis stays outside.
+    """
+    info = jnp.iinfo(index.dtype)
+    if info.bits >= 32:
+        index = jnp.clip(index, max(info.min, -1), limit)
+    return index.astype(jnp.int32)

@@ -12,7 +12,8 @@ first step is from a state of zeros, then that equation's result is perturbed in
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -273,10 +274,9 @@ class Walk:
             (value.array, None if copy is value.array else copy)
             for value, copy in zip(scanned, copies, strict=True)
         ]
-        found = Walk(levels=levels)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), slices)
-        jax.eval_shape(lambda *args: step(found, *args), first, one)
-        perturbations = self.found(shifted(found.uses, len(self.recorded)))
+        findings = explore(step, levels, first, one)
+        perturbations = self.found(shifted(findings.uses, len(self.recorded)))
 
         def with_perturbations(carry, xs):
             return step(Walk(xs[1], levels), carry, xs[0])
@@ -304,23 +304,23 @@ class Walk:
             results = walk.run(jaxpr, [*map(constant, consts), *operands])
             return self.inside(walk, results, "cond (returned)"), walk.recorded
 
-        found = [Walk(levels=self.levels) for _ in branches]
-        recorded = [
-            jax.eval_shape(lambda: branch(walk, *opened))[1]  # noqa: B023
-            for walk, opened in zip(found, branches, strict=True)
+        findings = [
+            explore(functools.partial(branch, jaxpr=jaxpr, consts=consts), self.levels)
+            for jaxpr, consts in branches
         ]
         perturbations, first = [], len(self.recorded)
-        for walk in found:
-            perturbations.append(self.found(shifted(walk.uses, first)))
-            first += len(walk.recorded)
+        for of_branch in findings:
+            perturbations.append(self.found(shifted(of_branch.uses, first)))
+            first += len(of_branch.recorded)
 
         def one_of_all(n):
             # All branches return what each of them records; it is zero, as is its
             # cotangent, for those not taken.
             def taken():
-                everything = jax.tree.map(
-                    lambda x: jnp.zeros(x.shape, x.dtype), recorded
-                )
+                everything = [
+                    [jnp.zeros(x.shape, x.dtype) for x in of_branch.recorded]
+                    for of_branch in findings
+                ]
                 walk = Walk(perturbations[n], self.levels)
                 results, everything[n] = branch(walk, *branches[n])
                 return results, everything
@@ -340,15 +340,41 @@ class Walk:
             results = walk.run(jaxpr, [*map(constant, consts), *operands])
             return self.inside(walk, results, "remat (returned)"), walk.recorded
 
-        found = Walk(levels=self.levels)
-        jax.eval_shape(lambda: body(found))
+        findings = explore(body, self.levels)
         results, recorded = jax.checkpoint(
             lambda perturbations: body(Walk(perturbations, self.levels)),
             prevent_cse=eqn.params["prevent_cse"],
             policy=eqn.params["policy"],
-        )(self.found(shifted(found.uses, len(self.recorded))))
+        )(self.found(shifted(findings.uses, len(self.recorded))))
         self.recorded.extend(recorded)
         return example(results)
+
+
+class Findings(NamedTuple):
+    """What a first walk finds: `Walk.uses`, `.recorded` (abstract) and `.direct`."""
+
+    uses: list[Use]
+    recorded: list[jax.ShapeDtypeStruct]
+    direct: dict[int, set[str]]
+
+
+def explore(
+    body: Callable[..., Any], levels: tuple[Level, ...], *operands: Any
+) -> Findings:
+    """A first walk through `body(walk, *operands)`, on abstract values."""
+    uses: list[Use] = []
+    direct: dict[int, set[str]] = {}
+
+    def explored(*operands: Any) -> list[Array]:
+        # The walk holds tracers, so it must not outlive this function.
+        walk = Walk(levels=levels)
+        body(walk, *operands)
+        uses.extend(walk.uses)
+        direct.update(walk.direct)
+        return walk.recorded
+
+    recorded = jax.eval_shape(explored, *operands)
+    return Findings(uses, recorded, direct)
 
 
 def shifted(uses: Sequence[Use], first: int) -> list[Use]:

@@ -190,37 +190,6 @@ def test_all_losses_at_once(expected):
     assert relative(gramian, gramian_of(expected[1])) < 1e-9
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_low_precision(dtype):
-    """Products are accumulated in float32; gradients have the parameters' dtype."""
-
-    def fun(p, x):
-        h = jnp.tanh(x.astype(dtype) @ p["w"].astype(dtype) + p["b"])
-        return jnp.sum(h.astype(jnp.float32) ** 2)
-
-    params = {
-        "b": jnp.asarray(normal(4), dtype),
-        "w": jnp.asarray(normal(4, 4), "float32"),
-    }
-    x = jnp.asarray(normal(m, 5, 4), "float32")
-    weights = jnp.asarray(normal(m), "float32")
-
-    def products(params):
-        jacobian, _, _ = traced(fun, params, x)
-        return jacobian.gramian(), jacobian.vjp(weights)
-
-    gramian, combined = quickly(products, params)
-    _, rows = quickly(lambda params: brute_force(fun, params, x), params)
-    wanted = gramian_of([row.astype(jnp.float64) for row in rows])
-    assert gramian.dtype == jnp.float32
-    tolerance = 10 * jnp.finfo(dtype).eps
-    assert relative(gramian, wanted) < tolerance
-    for actual, row in zip(combined, rows, strict=True):
-        assert actual.dtype == row.dtype
-        wanted = jnp.tensordot(weights, row.astype("float32"), 1)
-        assert relative(actual.astype("float32"), wanted) < tolerance
-
-
 def test_strict_promotion(x64):
     """Nothing is cast or broadcast in silence."""
     params = jax.tree.map(jnp.asarray, PARAMS)
