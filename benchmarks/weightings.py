@@ -8,6 +8,7 @@ between the libraries in one process. Prints a table; writes `weightings.md`,
 """
 
 import argparse
+import inspect
 import itertools
 import math
 import pathlib
@@ -26,6 +27,7 @@ import torchjd.aggregation as reference
 import jaxjd
 from benchmarks._results import FOLDER, save
 from benchmarks._timing import alternating, machine
+from interop.aggregators import counterpart
 from jaxjd.weighting import Weighting
 
 matplotlib.use("Agg")
@@ -77,86 +79,83 @@ class Row(NamedTuple):
     least: int = 1
 
 
+w = jaxjd.weighting
+REGULARISED: dict[str, Any] = {"norm_eps": 1e-4, "reg_eps": 1e-4}
+
+
+def linear(m: int) -> Any:
+    return np.linspace(0.5, 1.5, m, dtype=np.float32) / m
+
+
+# Those that are given more than the number of losses.
+SPECIAL = {
+    "(a call)": Row(lambda m: Weighting(tuple, lambda G, s, **_: (G[0], s)), None),
+    "cagrad": Row(lambda m: w.cagrad(0.5), lambda m: reference.CAGradWeighting(0.5)),
+    "constant": Row(
+        lambda m: w.constant(linear(m)),
+        lambda m: reference.ConstantWeighting(torch.from_numpy(linear(m))),
+    ),
+    "cr_mogm(upgrad)": Row(
+        lambda m: w.cr_mogm(w.upgrad(**REGULARISED), num_losses=m),
+        lambda m: reference.CRMOGMWeighting(reference.UPGradWeighting()),
+    ),
+    "dualproj": Row(
+        lambda m: w.dualproj(**REGULARISED), lambda m: reference.DualProjWeighting()
+    ),
+    "fairgrad": Row(
+        lambda m: w.fairgrad(2.0), lambda m: reference.FairGradWeighting(2.0)
+    ),
+    "krum": Row(
+        lambda m: w.krum(1, 2), lambda m: reference.KrumWeighting(1, 2), least=4
+    ),
+    "mgda": Row(lambda m: w.mgda(), lambda m: reference.MGDAWeighting()),
+    "mgda, 100 steps": Row(
+        lambda m: w.mgda(frank_wolfe_steps=100), lambda m: reference.MGDAWeighting()
+    ),
+    "modo": Row(
+        lambda m: w.modo(num_losses=m),
+        lambda m: reference.MoDoWeighting(),
+        of_two_batches=True,
+    ),
+    "nash_mtl": Row(
+        lambda m: jaxjd.nash_mtl(num_losses=m), lambda m: reference.NashMTL(m)
+    ),
+    "sdmgrad": Row(
+        lambda m: w.sdmgrad(num_losses=m),
+        lambda m: reference.SDMGradWeighting(),
+        of_two_batches=True,
+    ),
+    "trimmed_mean": Row(
+        lambda m: jaxjd.trimmed_mean(1), lambda m: reference.TrimmedMean(1), least=3
+    ),
+    "upgrad": Row(
+        lambda m: w.upgrad(**REGULARISED), lambda m: reference.UPGradWeighting()
+    ),
+}
+
+
+def default(name: str) -> Row:
+    """A method that both libraries make of the number of losses, or of nothing."""
+    theirs = counterpart(name)
+    of_rows = not hasattr(w, name) or (
+        theirs is not None and not issubclass(theirs, reference.Weighting)
+    )
+    make = getattr(jaxjd if of_rows else w, name)
+    sized = "num_losses" in inspect.signature(make).parameters
+    return Row(
+        lambda m: make(num_losses=m) if sized else make(),
+        None if theirs is None else lambda m: theirs(),
+    )
+
+
 def rows() -> dict[str, Row]:
-    w = jaxjd.weighting
-    regularised: dict[str, Any] = {"norm_eps": 1e-4, "reg_eps": 1e-4}
-
-    def linear(m):
-        return np.linspace(0.5, 1.5, m, dtype=np.float32) / m
-
-    def preferred(m):
-        return torch.from_numpy(linear(m))
-
-    return {
-        "(a call)": Row(lambda m: Weighting(tuple, lambda G, s, **_: (G[0], s)), None),
-        "aligned_mtl": Row(
-            lambda m: w.aligned_mtl(), lambda m: reference.AlignedMTLWeighting()
-        ),
-        "cagrad": Row(
-            lambda m: w.cagrad(0.5), lambda m: reference.CAGradWeighting(0.5)
-        ),
-        "conflict_free": Row(
-            lambda m: jaxjd.conflict_free(), lambda m: reference.ConFIG()
-        ),
-        "constant": Row(
-            lambda m: w.constant(linear(m)),
-            lambda m: reference.ConstantWeighting(preferred(m)),
-        ),
-        "cr_mogm(upgrad)": Row(
-            lambda m: w.cr_mogm(w.upgrad(**regularised), num_losses=m),
-            lambda m: reference.CRMOGMWeighting(reference.UPGradWeighting()),
-        ),
-        "dualproj": Row(
-            lambda m: w.dualproj(**regularised),
-            lambda m: reference.DualProjWeighting(),
-        ),
-        "excess_mtl": Row(
-            lambda m: jaxjd.excess_mtl(num_losses=m),
-            lambda m: reference.ExcessMTL(),
-        ),
-        "fairgrad": Row(
-            lambda m: w.fairgrad(2.0), lambda m: reference.FairGradWeighting(2.0)
-        ),
-        "graddrop": Row(lambda m: jaxjd.graddrop(), lambda m: reference.GradDrop()),
-        "gradvac": Row(
-            lambda m: w.gradvac(num_losses=m), lambda m: reference.GradVacWeighting()
-        ),
-        "imtl_g": Row(lambda m: w.imtl_g(), lambda m: reference.IMTLGWeighting()),
-        "krum": Row(
-            lambda m: w.krum(1, 2), lambda m: reference.KrumWeighting(1, 2), least=4
-        ),
-        "mean": Row(lambda m: w.mean(), lambda m: reference.MeanWeighting()),
-        "mgda": Row(lambda m: w.mgda(), lambda m: reference.MGDAWeighting()),
-        "mgda, 100 steps": Row(
-            lambda m: w.mgda(frank_wolfe_steps=100),
-            lambda m: reference.MGDAWeighting(),
-        ),
-        "modo": Row(
-            lambda m: w.modo(num_losses=m),
-            lambda m: reference.MoDoWeighting(),
-            of_two_batches=True,
-        ),
-        "nash_mtl": Row(
-            lambda m: jaxjd.nash_mtl(num_losses=m), lambda m: reference.NashMTL(m)
-        ),
-        "pcd": Row(lambda m: w.pcd(num_losses=m), lambda m: reference.PCDWeighting()),
-        "pcgrad": Row(lambda m: w.pcgrad(), lambda m: reference.PCGradWeighting()),
-        "random": Row(lambda m: w.random(), lambda m: reference.RandomWeighting()),
-        "sdmgrad": Row(
-            lambda m: w.sdmgrad(num_losses=m),
-            lambda m: reference.SDMGradWeighting(),
-            of_two_batches=True,
-        ),
-        "sum": Row(lambda m: w.sum(), lambda m: reference.SumWeighting()),
-        "trimmed_mean": Row(
-            lambda m: jaxjd.trimmed_mean(1),
-            lambda m: reference.TrimmedMean(1),
-            least=3,
-        ),
-        "upgrad": Row(
-            lambda m: w.upgrad(**regularised), lambda m: reference.UPGradWeighting()
-        ),
-    }
+    """Every method, and `SPECIAL` where its arguments are."""
+    weightings = inspect.getmembers(w, inspect.isfunction)
+    names = {name for name, _ in weightings if hasattr(jaxjd, name)}
+    names |= {"excess_mtl", "graddrop", "trimmed_mean"}
+    plain = names - {title.split("(")[0] for title in SPECIAL}
+    every = {name: default(name) for name in plain} | SPECIAL
+    return {name: every[name] for name in sorted(every)}
 
 
 def problems(m: int, of_two_batches: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:

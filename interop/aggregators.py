@@ -35,6 +35,19 @@ from .weights import relative_difference
 Bounds = dict[Precision, float]
 
 
+def counterpart(name: str) -> type | None:
+    """TorchJD's class for a method of jaxjd: of weights if both have one, else of rows.
+
+    None if TorchJD does not have the method.
+    """
+    classes = {key.lower(): value for key, value in vars(reference).items()}
+    plain = {"conflict_free": "config"}.get(name, name.replace("_", ""))
+    of_rows = classes.get(plain)
+    if not hasattr(jaxjd.weighting, name):
+        return of_rows
+    return classes.get(f"{plain}weighting", of_rows)
+
+
 class Inputs(NamedTuple):
     """What both libraries are given, arrays of either, of which a method takes one."""
 

@@ -81,7 +81,7 @@ METHODS = [
     *(
         Method(
             f"gradvac, eps = {eps:g}, same permutations",
-            gradvac(0.3, eps),
+            gradvac(0.7, eps),
             lambda m, dtype, eps=eps: reference.GradVacWeighting(beta=0.3, eps=eps),
             "gramian",
             steps,

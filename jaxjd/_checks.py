@@ -1,12 +1,13 @@
 """Checks of Gramians, masks and hyperparameters, and what their messages say."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
@@ -89,30 +90,81 @@ def check_length(name: str, vector: Float[Array, " m"], m: int) -> Float[Array, 
     return vector
 
 
-def check_number(name: str, value: float, interval: str) -> float:
+def check_number(
+    name: str, value: float | Float[Array, ""], interval: str
+) -> float | Float[Array, ""]:
     """A number in an interval such as `"[0, 1)"` or `"(0, inf)"`.
 
-    **Raises:** `TypeError` if it is not a real number that is known when traced;
-    `ValueError` if it is NaN or outside.
+    It may be a scalar array, and one that is traced, whose value is not checked.
+
+    **Raises:** `TypeError` if it is not a real number; `ValueError` if it is NaN or
+    outside.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"`{name}` must be a real number. Got {value!r}.")
+    if not _is_scalar(value, jnp.floating, jnp.integer):
+        raise TypeError(f"`{name}` must be a real number. Got {_described(value)}.")
+    if isinstance(value, Tracer):
+        return (
+            value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+        )
+    number = float(value)
     low, high = (float(end) for end in interval[1:-1].split(","))
-    inside = low < value < high
-    inside |= interval[0] == "[" and value == low
-    inside |= interval[-1] == "]" and value == high
+    inside = low < number < high
+    inside |= interval[0] == "[" and number == low
+    inside |= interval[-1] == "]" and number == high
     if not inside:
         raise ValueError(f"`{name}` must be in {interval}. Got {value!r}.")
-    return float(value)
+    return number
 
 
-def check_integer(name: str, value: int, *, least: int) -> int:
-    """**Raises:** `TypeError` if it is no integer, `ValueError` if it is too small."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` must be an integer. Got {value!r}.")
+def check_integer(
+    name: str, value: int | Int[Array, ""], *, least: int
+) -> int | Int[Array, ""]:
+    """An integer that is large enough.
+
+    It may be a scalar array, and one that is traced, whose value is not checked. Where
+    a shape depends on it, use [`known`][].
+
+    **Raises:** `TypeError` if it is not an integer, `ValueError` if it is too small.
+    """
+    if not _is_scalar(value, jnp.integer):
+        raise TypeError(f"`{name}` must be an integer. Got {_described(value)}.")
+    if isinstance(value, Tracer):
+        return value
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}. Got {value}.")
     return int(value)
+
+
+def known(name: str, value: int | Int[Array, ""]) -> int:
+    """An integer that shapes the computation.
+
+    **Raises:** `TypeError` if it is traced.
+    """
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"`{name}` must be known when the computation is traced, because shapes "
+            "depend on it. Got a traced array. With optax.inject_hyperparams, say "
+            f"static_args={name!r}."
+        )
+    return int(value)
+
+
+def _is_scalar(value: Any, *kinds: Any) -> bool:
+    """Whether it is one number, or a scalar array, of one of these kinds of dtypes."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return not value.shape and any(jnp.issubdtype(value.dtype, k) for k in kinds)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (
+        isinstance(value, float) and jnp.floating in kinds
+    )
+
+
+def _described(value: Any) -> str:
+    """What a message says that it got: of an array its dtype and shape."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
@@ -127,14 +179,17 @@ def check_key(key: int | jax.Array) -> jax.Array:
 
     **Raises:** `TypeError` if it is neither.
     """
+    if _is_scalar(key, jnp.integer):
+        return jax.random.key(key)
     if isinstance(key, jax.Array):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape
         raw = key.dtype == jnp.uint32 and key.ndim == 1
         if typed or raw:
             return key
-    elif isinstance(key, int | np.integer) and not isinstance(key, bool):
-        return jax.random.key(key)
-    raise TypeError(f"`key` must be an integer seed or one jax.random key. Got {key!r}")
+    raise TypeError(
+        "`key` must be an integer seed or one key of jax.random. Got "
+        f"{_described(key)}."
+    )
 
 
 def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> None:

@@ -34,6 +34,16 @@ def symmetric(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
     return upper[np.minimum(row, column), np.maximum(row, column)]
 
 
+def symmetric_part(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """The mean of a matrix and its transpose: what the change of a Gramian may be."""
+    return (matrix + matrix.T) / 2
+
+
+def like(number: float | Array, array: Array) -> float | Array:
+    """A hyperparameter in the dtype of an array. A number of Python's has none."""
+    return number.astype(array.dtype) if isinstance(number, jax.Array) else number
+
+
 class UnitDiagonal(NamedTuple):
     """A Gramian in the coordinates in which every gradient has norm 1."""
 
@@ -42,24 +52,72 @@ class UnitDiagonal(NamedTuple):
     inverse_norms: Float[Array, " m"]  # 0 there as well.
 
 
-def unit_diagonal(gramian: Float[Array, "m m"]) -> UnitDiagonal:
+def unit_diagonal(
+    gramian: Float[Array, "m m"], *, constant_norms: bool = False
+) -> UnitDiagonal:
     """Scale a Gramian to unit diagonal. A zero gradient keeps a zero row.
 
-    Separable bounds survive a diagonal scaling, and so does the exact minimiser.
-    Therefore its derivative does not depend on the norms, and they are held constant.
+    **Arguments:**
+
+    - `constant_norms`: whether the derivative takes the norms for constants. That is
+      right only if the result does not depend on them, and saves work then. The
+      minimiser of a quadratic program with separable bounds is such a result, because
+      the bounds are scaled along.
     """
     diagonal = jnp.diagonal(gramian)
-    # Not `diagonal <= 0`, which is false for NaN: NaN must stay visible.
-    zero = diagonal <= 0
-    norms = lax.stop_gradient(jnp.sqrt(jnp.where(zero, 1, diagonal)))
+    zero = diagonal <= 0  # False for NaN, which must stay visible.
+    norms = jnp.sqrt(jnp.where(zero, 1, diagonal))
+    if constant_norms:
+        norms = lax.stop_gradient(norms)
     inverse = jnp.where(zero, 0, 1 / norms)
     # One factor after the other: their product may overflow.
     C = gramian * inverse[:, None] * inverse[None, :]
     return UnitDiagonal(C, jnp.where(zero, 0, norms), inverse)
 
 
+def add_noise(
+    scaled: UnitDiagonal, noise_eps: float | Float[Array, ""]
+) -> UnitDiagonal:
+    r"""Scale to unit diagonal after adding noise to the gradients that drown in it.
+
+    With $n = \epsilon \sqrt{\mu}$, where $\mu$ is the mean of the squared norms that
+    are not zero, $\|g_i\|^2$ becomes $\|g_i\|^2 + n^4 / (n^2 + \|g_i\|^2)$. It is as if
+    $g_i$ had a part of its own, orthogonal to all others, whose norm is n if $\|g_i\|$
+    is far below n and falls as $n^2 / \|g_i\|$ above it. Zero gradients stay zero.
+    """
+    norms = scaled.norms
+    present = norms > 0
+    largest = jnp.max(norms)
+    # In units of the largest norm, as the square of the noise may underflow.
+    relative = norms / jnp.where(largest > 0, largest, 1)
+    squares = jnp.diagonal(scaled.C) * relative * relative
+    count = jnp.maximum(jnp.sum(present), 1).astype(norms.dtype)
+    noise2 = noise_eps**2 * jnp.sum(squares) / count
+    total2 = noise2 + squares
+    added2 = noise2 * (noise2 / jnp.where(total2 > 0, total2, 1))
+    # Held constant, as the norms are in C: only what stands on the diagonal is not.
+    noise = largest * jnp.sqrt(lax.stop_gradient(added2))
+    longer = jnp.where(present, jnp.hypot(norms, noise), 0)
+    inverse = jnp.where(present, 1 / jnp.where(present, longer, 1), 0)
+    shrunk = norms / jnp.where(present, longer, 1)
+    added = added2 * (largest * inverse) * (largest * inverse)
+    C = scaled.C * shrunk[:, None] * shrunk[None, :] + jnp.diag(added)
+    return UnitDiagonal(C, longer, inverse)
+
+
+def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, 0 for negative numbers, with the derivative 0 at 0.
+
+    There `jnp.sqrt` has an infinite derivative, of which a `jnp.where` makes NaN.
+    """
+    zero = x <= 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
 def normalise_and_regularise(
-    gramian: Float[Array, "m m"], norm_eps: float, reg_eps: float
+    gramian: Float[Array, "m m"],
+    norm_eps: float | Float[Array, ""],
+    reg_eps: float | Float[Array, ""],
 ) -> Float[Array, "m m"]:
     """`G / trace(G) + reg_eps I`, with 0 for G where its trace is below `norm_eps`.
 

@@ -15,7 +15,6 @@ from jaxjd._typing import PyTree
 from jaxjd.jacobian._layout import Losses, Parameters
 
 
-@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Jacobian(metaclass=ExplainsItself):
     """The Jacobian $J$ of m losses with respect to n parameters, a linear operator.
@@ -146,6 +145,7 @@ class Jacobian(metaclass=ExplainsItself):
         )
 
     __rmatmul__ = __matmul__
+    __array_ufunc__ = None  # NumPy leaves its operators to these two.
 
     def __contains__(self, key: object) -> bool:
         # flax.training.train_state.TrainState looks for "_overwrite_with_gradient" in
@@ -173,20 +173,27 @@ class Jacobian(metaclass=ExplainsItself):
             "arrays of `jac.dense()`."
         )
 
-    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        children = (
-            (GetAttrKey("_guards"), self._guards),
-            (GetAttrKey("_operator"), self._operator),
-        )
-        return children, (self._losses, self._parameters)
 
-    def tree_flatten(self) -> tuple[Any, Any]:
-        return (self._guards, self._operator), (self._losses, self._parameters)
+def _flatten_with_keys(jacobian: Jacobian) -> tuple[Any, Any]:
+    names = ("_guards", "_operator")
+    children, static = _flatten(jacobian)
+    keys = map(GetAttrKey, names)
+    return tuple(zip(keys, children, strict=True)), static
 
-    @classmethod
-    def tree_unflatten(cls, static: Any, children: Any) -> "Jacobian":
-        (found, operator), (losses, parameters) = children, static
-        # JAX also unflattens with placeholders in the places of children.
-        if isinstance(found, Guards):
-            found = found.renewed()
-        return cls(operator, losses, parameters, found)
+
+def _flatten(jacobian: Jacobian) -> tuple[Any, Any]:
+    children = jacobian._guards, jacobian._operator
+    return children, (jacobian._losses, jacobian._parameters)
+
+
+def _unflatten(static: Any, children: Any) -> Jacobian:
+    (found, operator), (losses, parameters) = children, static
+    # JAX also unflattens with placeholders in the places of children.
+    if isinstance(found, Guards):
+        found = found.renewed()
+    return Jacobian(operator, losses, parameters, found)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Jacobian, _flatten_with_keys, _unflatten, _flatten
+)

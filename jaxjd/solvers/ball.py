@@ -6,10 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd._checks import check_gramian, check_max_iterations
-from jaxjd._numerics import matmul
+from jaxjd._checks import check_gramian, check_max_iterations, check_number
+from jaxjd._numerics import like, matmul, root, symmetric_part
+from jaxjd.solvers._face_cg import default_ridge
 from jaxjd.solvers.least_distance import least_distance
 
 
@@ -41,7 +43,7 @@ class _Search(NamedTuple):
 def maximise_on_ball(
     gramian: Float[Array, "m m"],
     u: Float[Array, " m"],
-    c: float,
+    c: float | Float[Array, ""],
     *,
     mask: Bool[Array, " m"] | None = None,
     max_iterations: int = 60,
@@ -79,8 +81,7 @@ def maximise_on_ball(
     algorithm 1.
     """
     G = check_gramian(gramian)
-    if not c >= 0:
-        raise ValueError(f"`c` must be nonnegative. Got {c}.")
+    c = like(check_number("c", c, "[0, inf)"), G)
     check_max_iterations(max_iterations)
     m = G.shape[0]
     present = jnp.ones(m, bool) if mask is None else jnp.asarray(mask)
@@ -90,31 +91,74 @@ def maximise_on_ball(
                 f"`{name}` must have shape ({m},), as `gramian` has shape {G.shape}. "
                 f"Got {jnp.shape(vector)}."
             )
-    return _maximise(
-        G,
-        jnp.asarray(u).astype(G.dtype),
-        present,
-        c=float(c),
-        max_iterations=int(max_iterations),
+    G = jnp.where(present[:, None] & present[None, :], G, 0)
+    u = jnp.where(present, jnp.asarray(u).astype(G.dtype), 0)
+    found = _maximise(
+        *lax.stop_gradient((G, u, c)), present, max_iterations=int(max_iterations)
     )
+    return found._replace(solution=_with_derivative(G, u, c, found.solution))
 
 
-@functools.partial(jax.jit, static_argnames=("c", "max_iterations"))
+@jax.custom_jvp
+def _with_derivative(G, u, c, mu):
+    r"""The multipliers of the maximum, with the derivative that its conditions imply.
+
+    Where $\mu > 0$, all progress is the same, $G (u + \mu) = t$, and the update is on
+    the sphere, $\mu^\top G \mu = c^2 u^\top G u$. The product of the first with
+    $\mu$ and the second give $dt$, and then the first gives $d\mu$. Where
+    $u + \mu = 0$, because no update is better, it stays so.
+    """
+    del G, u, c
+    return mu
+
+
+@_with_derivative.defjvp
+def _derivative(primals, tangents):
+    G, u, c, _ = primals
+    change, change_of_u, change_of_c, _ = tangents
+    mu = _with_derivative(*primals)
+    change = symmetric_part(change)
+    face = mu > 0
+    norms = root(jnp.diagonal(G))
+    Gu = matmul(G, u)
+    centre2 = jnp.vdot(u, Gu)
+
+    moved = -matmul(change, u + mu) - matmul(G, change_of_u)
+    sphere2 = 2 * jnp.vdot(Gu, change_of_u) + jnp.vdot(u, matmul(change, u))
+    sphere2 = c**2 * sphere2 + 2 * c * change_of_c * centre2
+    sphere2 -= jnp.vdot(mu, matmul(change, mu))
+    total = jnp.sum(jnp.where(face, mu, 0))
+    level = (sphere2 / 2 - jnp.vdot(mu, moved)) / jnp.where(face.any(), total, 1)
+    scale = jnp.where(face, norms, 1)
+    C = jnp.where(face[:, None] & face[None], G / scale[:, None] / scale[None], 0)
+    C += jnp.diag(jnp.where(face, default_ridge(len(u), G.dtype), 1))
+    owed = jnp.where(face, (level + moved) / scale, 0)
+    on_sphere = cho_solve(cho_factor(C), owed) / scale
+
+    # From the centre itself it goes to serve the one loss that is served worst.
+    worst = jnp.argmin(jnp.where(norms > 0, Gu, jnp.inf))
+    leaving = jnp.zeros_like(u).at[worst].set(root(centre2) * change_of_c)
+    leaving /= jnp.where(norms > 0, norms, 1)
+    at_centre = jnp.where(c == 0, leaving, 0)
+    result = jnp.where(face.any(), on_sphere, at_centre)
+    zero = jnp.all(u + mu == 0) & jnp.any(u != 0)
+    return mu, jnp.where(zero, -change_of_u, result)
+
+
+@functools.partial(jax.jit, static_argnames=("max_iterations",))
 def _maximise(
     G: Float[Array, "m m"],
     u: Float[Array, " m"],
+    c: float | Float[Array, ""],
     present: Bool[Array, " m"],
     *,
-    c: float,
     max_iterations: int,
 ) -> BallMaximum:
     m, dtype = G.shape[0], G.dtype
     eps = float(jnp.finfo(dtype).eps)
-    G = jnp.where(present[:, None] & present[None, :], G, 0)
     valid = jnp.all(jnp.isfinite(G))
     largest = jnp.max(jnp.diagonal(G))
     G = G / jnp.where(largest > 0, largest, 1)
-    u = jnp.where(present, u, 0)
 
     Gu = matmul(G, u)
     centre2 = jnp.maximum(jnp.vdot(u, Gu), 0)

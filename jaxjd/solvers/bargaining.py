@@ -9,8 +9,8 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd._checks import check_gramian, check_max_iterations
-from jaxjd._numerics import matmul, unit_diagonal
+from jaxjd._checks import check_gramian, check_max_iterations, check_number
+from jaxjd._numerics import like, matmul, symmetric_part, unit_diagonal
 from jaxjd.solvers._face_cg import default_ridge
 
 
@@ -32,7 +32,7 @@ class Bargain(NamedTuple):
 def bargain(
     gramian: Float[Array, "m m"],
     *,
-    alpha: float = 1.0,
+    alpha: float | Float[Array, ""] = 1.0,
     mask: Bool[Array, " m"] | None = None,
     max_iterations: int = 100,
 ) -> Bargain:
@@ -69,19 +69,48 @@ def bargain(
     """
     G = check_gramian(gramian)
     check_max_iterations(max_iterations)
-    if not alpha > 0:
-        raise ValueError(f"`alpha` must be positive. Got {alpha}.")
+    alpha = check_number("alpha", alpha, "(0, inf)")
     m = G.shape[0]
     if mask is not None:
         if jnp.shape(mask) != (m,):
             raise ValueError(f"`mask` must have shape ({m},). Got {jnp.shape(mask)}.")
         mask = jnp.asarray(mask)
         G = jnp.where(mask[:, None] & mask[None, :], G, 0)
-    return _bargain(G, power=1 / float(alpha), max_iterations=int(max_iterations))
+    power = like(1 / alpha, G)
+    solved = _bargain(*lax.stop_gradient((G, power)), max_iterations=max_iterations)
+    return solved._replace(solution=_with_derivative(G, power, solved.solution))
 
 
-@functools.partial(jax.jit, static_argnames=("power", "max_iterations"))
-def _bargain(G: Float[Array, "m m"], *, power: float, max_iterations: int) -> Bargain:
+@jax.custom_jvp
+def _with_derivative(G, power, w):
+    r"""Weights that solve $Gw = w^{-p}$, with the derivative that this implies.
+
+    Differentiating, $(G + p \operatorname{diag}(w^{-p-1})) dw = -dG w - w^{-p} \log(w)
+    dp$. It is solved in the unknowns $dw / r$ with $r = w^{(1 + p) / 2}$, in which the
+    matrix is $\operatorname{diag}(r) G \operatorname{diag}(r) + p I$.
+    """
+    del G, power
+    return w
+
+
+@_with_derivative.defjvp
+def _derivative(primals, tangents):
+    G, power, _ = primals
+    change, change_of_power, _ = tangents
+    w = _with_derivative(*primals)
+    present = w != 0
+    safe = jnp.where(present, w, 1)
+    r = jnp.where(present, safe ** ((1 + power) / 2), 0)
+    matrix = r[:, None] * G * r[None] + power * jnp.eye(len(w), dtype=w.dtype)
+    force = r * matmul(symmetric_part(change), w)
+    force += safe ** ((1 - power) / 2) * jnp.log(safe) * change_of_power
+    return w, -r * cho_solve(cho_factor(matrix), force)
+
+
+@functools.partial(jax.jit, static_argnames=("max_iterations",))
+def _bargain(
+    G: Float[Array, "m m"], power: float | Float[Array, ""], *, max_iterations: int
+) -> Bargain:
     m, dtype = G.shape[0], G.dtype
     # The equations scale: for s G the solution is s^(-1 / (1 + power)) w.
     largest = jnp.max(jnp.diagonal(G))

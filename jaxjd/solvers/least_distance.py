@@ -68,7 +68,7 @@ def least_distance(
             f"Got {jnp.shape(levels)}."
         )
     h = jnp.asarray(levels).astype(G.dtype)
-    scaled = unit_diagonal(G)
+    scaled = unit_diagonal(G, constant_norms=True)
     zero = scaled.norms == 0
 
     # With sigma the highest level of a unit gradient, |x| is sigma at least: what is

@@ -65,7 +65,7 @@ def minimise_on_simplex(
     if present.shape != (m,):
         raise ValueError(f"`mask` must have shape ({m},). Got {present.shape}.")
     G = jnp.where(present[:, None] & present[None, :], G, 0)
-    scaled = unit_diagonal(G)
+    scaled = unit_diagonal(G, constant_norms=True)
     zero = (scaled.norms == 0) & present
     # Those without a gradient are not owed any progress, so that the rest is solved.
     levels = jnp.where(scaled.norms == 0, 0, 1).astype(G.dtype)

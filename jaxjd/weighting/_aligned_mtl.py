@@ -49,9 +49,8 @@ def aligned_mtl(
     def aligned_mtl_weights(gramian, mask):
         preferred = preference_or_mean(checked, gramian, mask)
         of_gramian = spectrum(gramian)
-        values = jnp.where(of_gramian.kept, of_gramian.values, 1)
         scale = chosen_scale(of_gramian, scale_mode)
-        balanced = of_gramian.function(jnp.sqrt(scale / values), preferred)
+        balanced = of_gramian.inverse_root(preferred, scale)
         weights = jnp.where(of_gramian.rank == 0, preferred, balanced)
         # The eigenvectors are zero for missing losses, but for rounding.
         return finite_or_nan(gramian, jnp.where(mask, weights, 0))

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxjd._checks import check_integer, check_key, check_num_losses, check_number
-from jaxjd._numerics import matmul, unit_diagonal
+from jaxjd._numerics import matmul, root, unit_diagonal
 from jaxjd.weighting._permutations import row_permutations
 from jaxjd.weighting._weighting import Weighting, stateful
 
@@ -101,7 +101,7 @@ def gradvac_weights(
         # Row i of `coefficients` is g_i^PC / |g_i| in terms of the unit gradients, and
         # row i of `cosines` is the inner products of that with the unit gradients.
         coefficients, cosines, targets = carry
-        norms = jnp.sqrt(jnp.maximum((coefficients * cosines).sum(axis=1), 0))
+        norms = root((coefficients * cosines).sum(axis=1))
         phi = jnp.clip(ratio(cosines[own, others], norms + eps), -1, 1)
         target = targets[own, others]
         turn = norms * ratio(
@@ -133,4 +133,4 @@ def ratio(numerator: Float[Array, " m"], denominator: Float[Array, " m"]):
 
 def sine(cosine: Float[Array, " m"]) -> Float[Array, " m"]:
     # Not 1 - cosine^2, which loses what distinguishes a cosine near 1 from 1.
-    return jnp.sqrt(jnp.maximum((1 - cosine) * (1 + cosine), 0))
+    return root((1 - cosine) * (1 + cosine))

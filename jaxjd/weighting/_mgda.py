@@ -1,11 +1,12 @@
 """MGDA: the shortest convex combination of the gradients."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_integer
 from jaxjd._numerics import finite_or_nan, matmul
@@ -55,27 +56,68 @@ def mgda(
     return stateless(lambda gramian, mask: _frank_wolfe(gramian, mask, steps))
 
 
-@functools.partial(jax.jit, static_argnames=("steps",))
+class _Walk(NamedTuple):
+    weights: Float[Array, " m"]
+    steps: Int[Array, ""]
+    length: Float[Array, ""]  # Of the last step, 1 before the first.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(jax.jit, static_argnums=(2,))
 def _frank_wolfe(
     gramian: Float[Array, "m m"], mask: Bool[Array, " m"], steps: int
 ) -> Float[Array, " m"]:
-    def unfinished(carry):
-        _, step, length = carry
-        return (step < steps) & (length >= 1e-3)
+    """The weights after the given number of steps, or when they have become short."""
 
-    def step(carry):
-        alpha, step, _ = carry
-        slopes = matmul(gramian, alpha)
-        t = jnp.argmin(jnp.where(mask, slopes, jnp.inf))
-        # The inner products of the combination and of gradient t with each other.
-        a, b, c = slopes[t], jnp.vdot(alpha, slopes), gramian[t, t]
-        inside = (b - a) / jnp.where((c > a) & (b > a), b + c - 2 * a, 1)
-        length = jnp.where(c <= a, 1.0, jnp.where(b <= a, 0.0, inside))
-        length = length.astype(alpha.dtype)
-        alpha = (1 - length) * alpha
-        return alpha.at[t].add(length), step + 1, length
+    def unfinished(walk: _Walk):
+        return (walk.steps < steps) & _long(walk)
 
-    start = mean_weights(gramian, mask)
-    begin = (start, jnp.zeros((), jnp.int32), jnp.ones((), gramian.dtype))
-    alpha = lax.while_loop(unfinished, step, begin)[0]
-    return finite_or_nan(gramian, jnp.where(mask, alpha, 0))
+    def step(walk: _Walk):
+        return _step(gramian, mask, walk)
+
+    end = lax.while_loop(unfinished, step, _start(gramian, mask))
+    return finite_or_nan(gramian, jnp.where(mask, end.weights, 0))
+
+
+@_frank_wolfe.defjvp
+def _derivative(steps, primals, tangents):
+    # That of the steps themselves. A while loop has no derivative in reverse mode.
+    gramian, mask = primals
+
+    def all_steps(gramian):
+        def step(walk: _Walk, _):
+            new = _step(gramian, mask, walk)
+            return jax.tree.map(
+                functools.partial(jnp.where, _long(walk)), new, walk
+            ), ()
+
+        end, _ = lax.scan(step, _start(gramian, mask), length=steps)
+        return finite_or_nan(gramian, jnp.where(mask, end.weights, 0))
+
+    return jax.jvp(all_steps, (gramian,), tangents[:1])
+
+
+def _start(gramian: Float[Array, "m m"], mask: Bool[Array, " m"]) -> _Walk:
+    return _Walk(
+        mean_weights(gramian, mask),
+        jnp.zeros((), jnp.int32),
+        jnp.ones((), gramian.dtype),
+    )
+
+
+def _long(walk: _Walk) -> Bool[Array, ""]:
+    return walk.length >= 1e-3
+
+
+def _step(gramian: Float[Array, "m m"], mask: Bool[Array, " m"], walk: _Walk) -> _Walk:
+    """Towards the gradient that is furthest behind, as far as it shortens the most."""
+    weights = walk.weights
+    slopes = matmul(gramian, weights)
+    t = jnp.argmin(jnp.where(mask, slopes, jnp.inf))
+    # The inner products of the combination and of gradient t with each other.
+    a, b, c = slopes[t], jnp.vdot(weights, slopes), gramian[t, t]
+    inside = (b - a) / jnp.where((c > a) & (b > a), b + c - 2 * a, 1)
+    length = jnp.where(c <= a, 1.0, jnp.where(b <= a, 0.0, inside))
+    length = length.astype(weights.dtype)
+    weights = ((1 - length) * weights).at[t].add(length)
+    return _Walk(weights, walk.steps + 1, length)

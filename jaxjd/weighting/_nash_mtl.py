@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxjd._checks import check_integer, check_num_losses, check_number
-from jaxjd._numerics import matmul
+from jaxjd._numerics import matmul, root
 from jaxjd.solvers import Certificate, bargain
 from jaxjd.weighting._certified import unused, worst
 from jaxjd.weighting._fairgrad import bargain_certificate
@@ -87,8 +87,7 @@ def nash_mtl(
         state = lax.cond(due, solve, lambda state: state, state)
         weights = jnp.where(mask, state.weights.astype(gramian.dtype), 0)
         if max_norm > 0:
-            norm2 = jnp.maximum(jnp.vdot(weights, matmul(gramian, weights)), 0)
-            norm = jnp.sqrt(norm2)
+            norm = root(jnp.vdot(weights, matmul(gramian, weights)))
             over = norm > max_norm
             weights = jnp.where(over, weights / jnp.where(over, norm, 1), weights)
             weights = jnp.where(over, weights * max_norm, weights)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxjd._checks import check_integer, check_num_losses, check_number, check_vector
-from jaxjd._numerics import matmul
+from jaxjd._numerics import matmul, root
 from jaxjd.solvers import Certificate, least_distance
 from jaxjd.weighting._certified import unused, worst
 from jaxjd.weighting._weighting import Weighting, stateful
@@ -82,7 +82,7 @@ def pcd(
         before = state.squared_norms.astype(dtype)
         average = jnp.where(mask, decay * before + (1 - decay) * seen, before)
         debiased = average / (1 - decay ** jnp.maximum(counts, 1).astype(dtype))
-        size = jnp.sqrt(debiased + eps)
+        size = root(debiased + eps)
         scales = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
 
         normalised = gramian * scales[:, None] * scales[None, :]
@@ -102,7 +102,7 @@ def pcd(
         exists = norm2 > 10 * float(jnp.finfo(dtype).eps) * magnitude
         exists &= seen[0] > 0
         ratio = jnp.where(exists, seen[0] / jnp.where(exists, norm2, 1), 0)
-        weights = weights * scales * jnp.sqrt(ratio)
+        weights = weights * scales * root(ratio)
 
         certificate = state.certificate
         if certificate is not None:

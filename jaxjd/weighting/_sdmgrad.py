@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_integer, check_num_losses, check_number, check_vector
-from jaxjd._numerics import matmul
+from jaxjd._numerics import matmul, root
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
@@ -82,7 +82,7 @@ def sdmgrad(
     def weights(cross_gramian, mask, state):
         check_num_losses(num_losses, cross_gramian)
         preferred = preference_or_mean(checked, cross_gramian, mask)
-        roots = jnp.sqrt(jnp.maximum(jnp.diagonal(cross_gramian), 0))
+        roots = root(jnp.diagonal(cross_gramian))
         scale = matmul(roots, preference_or_mean(None, cross_gramian, mask))
         # One factor after the other: their product may overflow.
         inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))

@@ -11,11 +11,13 @@ import math
 
 import numpy as np
 import optax
+import torchjd.aggregation as reference
 
 import jaxjd
 from interop import aggregators, gramians, jacobians, models, steps, training, weights
 from interop.check import Check, Measurement
 from interop.report import PRECISIONS, checks
+from tests.weighting.registry import AGGREGATORS
 
 ROWS = [
     pytest.param(
@@ -81,26 +83,16 @@ METHODS = {method.name: method for method in (*aggregators.METHODS, *steps.METHO
 
 
 def test_no_method_is_forgotten():
-    """Every method that jaxjd exports has a row, in both tables of methods together."""
-    transformations = {"excess_mtl", "graddrop", "trimmed_mean"}
-    exported = {
-        name
-        for name in vars(jaxjd.weighting)
-        if callable(getattr(jaxjd, name, None)) and name.islower()
-    }
-    others = {"aggregate", "aggregator", "partition"}
-    assert transformations == {
-        name
-        for name, value in vars(jaxjd.transform).items()
-        if callable(value) and name.islower() and name not in others
-    }
+    """Every method that TorchJD has too has a row, in both tables of them together."""
     compared = {
         row.name.split(",")[0]
         for row in checks()
         if row.group in ("weights", "method", f"{steps.NUM_STEPS} steps")
     }
-    assert compared == exported | transformations
-    assert {"upgrad", "mean", "nash_mtl", "random"} < exported
+    assert compared == {name for name in AGGREGATORS if aggregators.counterpart(name)}
+    assert aggregators.counterpart("conflict_free") is reference.ConFIG
+    assert aggregators.counterpart("upgrad") is reference.UPGradWeighting
+    assert aggregators.counterpart("descent") is None
 
 
 @pytest.mark.parametrize(
