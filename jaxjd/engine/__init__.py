@@ -16,6 +16,7 @@ from jaxjd.engine._operator import Operator as Operator
 from jaxjd.engine.chunked import Chunked as Chunked
 from jaxjd.engine.dense import Dense as Dense
 from jaxjd.engine.dense import dense as dense
+from jaxjd.engine.dense import stacked as stacked
 from jaxjd.engine.structured import Choice as Choice
 from jaxjd.engine.structured import Plan as Plan
 from jaxjd.engine.structured import Structured as Structured

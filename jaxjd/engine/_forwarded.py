@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxjd.engine.structured import _jaxpr
+from jaxjd.engine import _jaxpr
 
 
 def forwarded(jaxpr: Any) -> list[int | None]:

@@ -7,6 +7,7 @@ it is taken, leave a `jit`, and still be evaluated.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import keystr
 from jaxtyping import Array, Float
 
+from jaxjd.engine import _pieces
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LossFunction:
@@ -26,6 +29,10 @@ class LossFunction:
     written for one example, and `axes` says, as `jax.vmap` does, along which axis of
     each input the examples lie (None: all examples share it).
 
+    The first `num_pieces` outputs of `jaxpr` are the losses, in their order: those that
+    are computed together are one piece. `loss_avals` are the losses as `fun` returns
+    them. The other outputs are the auxiliary ones.
+
     Two traces are equal when they are traces of the same Python function on inputs of
     the same kinds: the rule by which `jax.jit` reuses a compilation, so, as there, the
     function must be pure. It lets a Jacobian be carried by `jax.lax.scan`.
@@ -34,7 +41,8 @@ class LossFunction:
     fun: Callable
     jaxpr: Any
     axes: tuple[int | None, ...] | None
-    num_loss_leaves: int
+    loss_avals: tuple[jax.ShapeDtypeStruct, ...]
+    num_pieces: int
     key: Any
 
     def __eq__(self, other: object) -> bool:
@@ -46,10 +54,6 @@ class LossFunction:
         return hash((self.fun, self.key))
 
     @property
-    def loss_avals(self) -> list[Any]:
-        return [v.aval for v in self.jaxpr.outvars[: self.num_loss_leaves]]
-
-    @property
     def loss_dtype(self) -> jnp.dtype:
         with jax.numpy_dtype_promotion("standard"):
             return jnp.result_type(*[aval.dtype for aval in self.loss_avals])
@@ -57,14 +61,25 @@ class LossFunction:
     @property
     def losses_per_call(self) -> int:
         """k: m, or the number of losses of one example."""
-        return sum(aval.size for aval in self.loss_avals)
+        return sum(math.prod(aval.shape) for aval in self.loss_avals)
 
     def outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """The leaves of the losses and of the auxiliary output."""
         consts = inputs[: len(self.jaxpr.constvars)]
         call = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))
         outputs = list(call(*inputs[len(consts) :]))
-        return outputs[: self.num_loss_leaves], outputs[self.num_loss_leaves :]
+        return self.leaves(outputs[: self.num_pieces]), outputs[self.num_pieces :]
+
+    def leaves(self, pieces: Sequence[Array]) -> list[Array]:
+        """The losses as `fun` returns them, from their pieces."""
+        rest, leaves = list(pieces), []
+        for aval in self.loss_avals:
+            flat = [rest.pop(0).ravel()]
+            while sum(part.size for part in flat) < math.prod(aval.shape):
+                flat.append(rest.pop(0).ravel())
+            whole = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
+            leaves.append(whole.reshape(aval.shape))
+        return leaves
 
     def all_outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """The same for all examples, with a leading axis of them if there are any."""
@@ -84,8 +99,20 @@ class LossFunction:
 
     def losses(self, inputs: Sequence[Array]) -> Float[Array, " k"]:
         """All k losses of one call in one vector."""
-        leaves, _ = self.outputs(inputs)
-        return jnp.concatenate([x.astype(self.loss_dtype).ravel() for x in leaves])
+        return jnp.concatenate(self.losses_in_pieces(inputs))
+
+    def losses_in_pieces(self, inputs: Sequence[Array]) -> list[Float[Array, " k"]]:
+        """The same as one vector for each piece."""
+        consts = inputs[: len(self.jaxpr.constvars)]
+        call = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))
+        return self.vectors(list(call(*inputs[len(consts) :]))[: self.num_pieces])
+
+    def vectors(self, pieces: Sequence[Array]) -> list[Float[Array, " k"]]:
+        return [piece.astype(self.loss_dtype).ravel() for piece in pieces]
+
+    def pieces(self, argnums: Sequence[int]) -> _pieces.Pieces:
+        """Which losses are computed together, and which parameters they depend on."""
+        return _pieces.find(self.jaxpr, self.num_pieces, argnums)
 
     def all_losses(self, inputs: Sequence[Array]) -> Float[Array, " m"]:
         """All m losses, those of the same example side by side."""
@@ -147,13 +174,18 @@ def trace(
     offset = len(consts)
     if axes is not None:
         axes = (None,) * offset + axes
+    loss_leaves = jax.tree.leaves(losses)
+    jaxpr, num_pieces = closed.jaxpr, len(loss_leaves)
+    if axes is None:
+        jaxpr, num_pieces = _pieces.split(jaxpr, num_pieces)
     positions = np.where(arrays, np.cumsum(arrays) - 1 + offset, -1)
     avals = tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
     function = LossFunction(
         fun=identity,
-        jaxpr=closed.jaxpr,
+        jaxpr=jaxpr,
         axes=axes,
-        num_loss_leaves=len(jax.tree.leaves(losses)),
+        loss_avals=tuple(loss_leaves),
+        num_pieces=num_pieces,
         key=(structure, static, tuple(arrays), axes, avals),
     )
     inputs = [jnp.asarray(x) for x in (*consts, *traced)]

@@ -45,7 +45,14 @@ class Chunked(Operator):
         return [self.inputs[i].dtype for i in self.argnums]
 
     def rows(self) -> list[Array]:
-        return dense(self.function, self.inputs, self.argnums).leaves
+        return dense(self.function, self.inputs, self.argnums).rows()
+
+    def products(self, other: Operator) -> Float[Array, "m k"]:
+        if self.block_size() < self.num_rows:
+            return super().products(other)
+        # All rows are in memory at once, and some of them may be known to be zero.
+        rows = dense(self.function, self.inputs, self.argnums)
+        return rows.products(rows if other is self else other)
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
         """Some rows, by a backward pass each, through its own example if it has one."""

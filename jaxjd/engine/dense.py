@@ -1,51 +1,105 @@
-"""The whole Jacobian, m rows of n parameters, in memory."""
+"""The Jacobian in memory: all its rows, or those that are not zero by construction."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxjd.engine import _products
+from jaxjd._numerics import accumulation_dtype, symmetric
+from jaxjd.engine import _pieces, _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["leaves"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["leaves"],
+    meta_fields=["m", "places"],
+)
 @dataclasses.dataclass(frozen=True)
 class Dense(Operator):
-    """`leaves`: per differentiated parameter its slice of J, [m, *shape]."""
+    """The rows that may differ from zero, per differentiated parameter.
+
+    - `leaves`: [r, *shape] per parameter.
+    - `m`: how many rows there are.
+    - `places`: per parameter which of the m rows its leaf holds. The others are zero.
+    """
 
     method = "dense"
     leaves: list[Array]
+    m: int
+    places: tuple[tuple[int, ...], ...]
 
     @property
     def num_rows(self) -> int:
-        return self.leaves[0].shape[0]
+        return self.m
 
     @property
     def dtypes(self) -> list[jnp.dtype]:
         return [leaf.dtype for leaf in self.leaves]
 
     def rows(self) -> list[Array]:
-        return self.leaves
+        return [
+            self._filled(leaf, held)
+            for leaf, held in zip(self.leaves, self.places, strict=True)
+        ]
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
-        return [leaf[indices] for leaf in self.leaves]
+        return [leaf[indices] for leaf in self.rows()]
 
     def block_size(self) -> int:
         return self.num_rows
 
+    def products(self, other: Operator) -> Float[Array, "m k"]:
+        """By groups of parameters that the same losses depend on."""
+        if not isinstance(other, Dense):
+            return super().products(other)
+        groups: dict[Any, list[int]] = {}
+        for n, held in enumerate(zip(self.places, other.places, strict=True)):
+            groups.setdefault(held, []).append(n)
+        dtype = accumulation_dtype(*self.leaves, *other.leaves)
+        total = jnp.zeros((self.num_rows, other.num_rows), dtype)
+        for (left, right), group in groups.items():
+            if not (left and right):
+                continue
+            found = _products.products(
+                [self.leaves[n] for n in group], [other.leaves[n] for n in group]
+            )
+            if len(left) == self.num_rows and len(right) == other.num_rows:
+                total += found
+            else:
+                total = total.at[np.ix_(left, right)].add(found)
+        return symmetric(total) if other is self else total
+
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
-        return _products.combine(weights, self.leaves)
+        return [
+            _products.combine(weights[np.array(held, int)], [leaf])[0]
+            for leaf, held in zip(self.leaves, self.places, strict=True)
+        ]
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
-        return _products.products(self.leaves, [t[None] for t in tangents])[:, 0]
+        return _products.products(self.rows(), [t[None] for t in tangents])[:, 0]
 
     def restrict(self, kept: Sequence[int]) -> "Dense":
-        return Dense([self.leaves[i] for i in kept])
+        leaves = [self.leaves[i] for i in kept]
+        return Dense(leaves, self.m, tuple(self.places[i] for i in kept))
+
+    def _filled(self, leaf: Array, held: tuple[int, ...]) -> Array:
+        if len(held) == self.num_rows:
+            return leaf
+        zeros = jnp.zeros((self.num_rows, *leaf.shape[1:]), leaf.dtype)
+        return zeros.at[np.array(held, int)].set(leaf)
+
+
+def stacked(leaves: Sequence[Array]) -> Dense:
+    """The operator of rows that are in memory, [m, *shape] per parameter."""
+    m = leaves[0].shape[0]
+    return Dense(list(leaves), m, (tuple(range(m)),) * len(leaves))
 
 
 def pullback_at(
@@ -65,13 +119,42 @@ def pullback_at(
 def dense(
     function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
 ) -> Dense:
-    """Materialise J, by a backward pass per row, through its example if it has one."""
+    """Materialise J, by a backward pass per row, through what its loss depends on."""
+    if function.axes is None:
+        return of_pieces(function, inputs, argnums)
 
     def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)
         return list(jax.vmap(pullback)(jnp.eye(losses.size, dtype=losses.dtype)))
 
-    if function.axes is None:
-        return Dense(call_rows(inputs))
     rows = jax.vmap(call_rows, (list(function.axes),))(list(inputs))
-    return Dense([leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows])
+    return stacked([leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows])
+
+
+def of_pieces(
+    function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
+) -> Dense:
+    """The rows of a function that returns all the losses, piece by piece."""
+    pieces, *_ = function.pieces(argnums)
+
+    def losses(point: list[Array]) -> tuple[list[Array], None]:
+        replaced = dict(zip(argnums, point, strict=True))
+        current = [replaced.get(i, x) for i, x in enumerate(inputs)]
+        return function.losses_in_pieces(current), None
+
+    _, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
+    leaves, places = [], []
+    for n in range(len(argnums)):
+        reaching = [
+            (piece, rows[n])
+            for piece, rows in zip(pieces, found, strict=True)
+            if n in piece.parameters
+        ]
+        held = tuple(place for piece, _ in reaching for place in piece.places)
+        leaves.append(
+            jnp.concatenate([rows for _, rows in reaching])
+            if reaching
+            else jnp.zeros((0, *found[0][n].shape[1:]), found[0][n].dtype)
+        )
+        places.append(held)
+    return Dense(leaves, function.losses_per_call, tuple(places))

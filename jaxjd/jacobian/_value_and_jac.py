@@ -357,6 +357,10 @@ def choose_method(
         if engine.saves_memory(plan):
             why = "the function returns all losses, and parameters outweigh activations"
             return Chosen("structured", why, plan)
+        pieces = found.function.pieces(found.positions)
+        if pieces.row_size <= pieces.activations:
+            why = "the function returns all losses, and activations outweigh the rows"
+            return Chosen("dense", why)
         why = "the function returns all losses, and activations outweigh parameters"
         return Chosen("chunked", why)
     if in_chunks:

@@ -11,7 +11,7 @@ import optax
 from jax.tree_util import keystr
 from jaxtyping import Array, Float, PyTree
 
-from jaxjd.engine import Dense
+from jaxjd import engine
 from jaxjd.jacobian import Jacobian, Losses, Parameters
 
 
@@ -83,7 +83,7 @@ def stacked(
     if m == (0,):
         raise ValueError("`updates` must hold at least one loss. Got an empty axis.")
     return Jacobian(
-        Dense([jnp.asarray(leaf) for leaf in leaves]),
+        engine.stacked([jnp.asarray(leaf) for leaf in leaves]),
         Losses(jax.tree.structure(0), (m,), None),
         Parameters(
             structure,

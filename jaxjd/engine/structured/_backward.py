@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxjd.engine import _pieces
 from jaxjd.engine.structured._plan import Plan, walk_through
 from jaxjd.engine.structured._walk import Walk, perturb
 
@@ -35,32 +36,33 @@ def both_passes(
 ) -> tuple[tuple[list[Array], list[Array]], Pass]:
     """The losses and the other outputs of all examples, and what the passes leave."""
     function = plan.function
-    dtype = function.loss_dtype
     num_losses = function.losses_per_call
 
     def one(inputs):
-        def outputs(perturbations, direct):
+        def outputs(point):
+            perturbations, direct = point
             walk = Walk(perturbations)
             perturbed = {n: perturb(inputs[n], direct[n]) for n in direct}
             losses, others = walk_through(
                 function, plan.argnums, inputs, perturbed, walk
             )
-            flat = jnp.concatenate([x.astype(dtype).ravel() for x in losses])
-            return flat, ((losses, others), walk.recorded)
+            values = function.leaves(losses), others
+            return function.vectors(losses), (values, walk.recorded)
 
         zeros = [
             jnp.zeros(u.perturbation.shape, u.perturbation.dtype) for u in plan.uses
         ]
         direct = {n: jnp.zeros_like(inputs[n]) for n in plan.direct}
-        flat, pullback, (values, recorded) = jax.vjp(
-            outputs, zeros, direct, has_aux=True
-        )
-        # The cotangents of the losses are rows of the identity. A single loss needs no
-        # axis for them; it is added below, where that moves nothing in memory.
+        point = zeros, direct
         if num_losses == 1:
-            gradients = pullback(jnp.ones_like(flat))
+            # The single loss gets its axis below, where that moves nothing in memory.
+            (loss,), pullback, (values, recorded) = jax.vjp(
+                outputs, point, has_aux=True
+            )
+            (gradients,) = pullback([jnp.ones_like(loss)])
         else:
-            gradients = jax.vmap(pullback)(jnp.eye(num_losses, dtype=dtype))
+            (values, recorded), rows = _pieces.pullbacks(outputs, point)
+            gradients = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
         return values, Pass(recorded, *gradients)
 
     # The axis of examples goes behind those of scans, where a scan under `vmap` leaves

@@ -24,7 +24,7 @@ from jaxjd._numerics import accumulation_dtype
 from jaxjd.engine._products import contract
 from jaxjd.engine.structured._rules import Sizes
 
-Contraction = Literal["pairs", "rows"]
+Contraction = Literal["pairs", "rows", "kernel"]
 Choice = Literal["auto", Contraction]
 
 # How many multiplications and additions a core does while it moves one byte to or from
@@ -111,8 +111,13 @@ def costs(
         form, read = 2 * rows * b * t * i * o, places * b * i
     gradients = rows * b * i * o
     read += rows * b * t * o
+    # The kernel is multiplied with the right factors of every example and loss.
+    kernel = 0 if one_hot else 2 * b * places**2 * i
+    kernel += 2 * b * places * rows * t * o + 2 * b * rows**2 * t * o
+    blurred = b * num_examples * rows * t * o
     return {
         "pairs": Cost(by_pairs, itemsize * (read + b * sum(pairs))),
+        "kernel": Cost(kernel, itemsize * (read + b * pairs[0] + 2 * blurred)),
         "rows": Cost(form + 2 * rows * gradients, itemsize * (read + 3 * gradients)),
     }
 
@@ -151,15 +156,44 @@ def products_by_pairs(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     """Inner products of the gradients of `x` with those of `y`."""
     m, k, b, t, _ = x.right.shape
     n, h, _, s, _ = y.right.shape
+    right = _inner(x.right, y.right).reshape(b, m, k, t, n, h, s)
+    left = kernel(x, y).reshape(b, m, 1, t, n, 1, s).astype(right.dtype)
+    return (left * right).sum((0, 3, 6)).reshape(m * k, n * h)
+
+
+def products_by_kernel(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
+    r"""The same, as $\sum_b \operatorname{tr}(\delta_i^\top K \delta_j)$.
+
+    The losses of an example share its left factor, so for many losses of few examples
+    the kernel K of the left factors is small, and one product with it for every right
+    factor of `y` leaves nothing to do but inner products.
+    """
+    m, k, b, t, _ = x.right.shape
+    n, h, _, s, o = y.right.shape
+    K = kernel(x, y).reshape(b, m * t, n, s).transpose(2, 0, 1, 3)  # [n, b, m t, s]
+    right = y.right.transpose(0, 2, 3, 1, 4).reshape(n, b, s, h * o)
+    dtype = accumulation_dtype(x.right, y.right)
+    weighted = contract(K.astype(dtype), right, ((3,), (2,)), ((0, 1), (0, 1)))
+    weighted = weighted.reshape(n, b, m, t, h, o).transpose(2, 0, 4, 1, 3, 5)
+    weighted = weighted.reshape(m, n * h, b * t * o)
+    found = contract(
+        x.right.reshape(m, k, b * t * o).astype(dtype),
+        weighted,
+        ((2,), (2,)),
+        ((0,), (0,)),
+    )
+    return found.reshape(m * k, n * h)
+
+
+def kernel(x: Factors, y: Factors) -> Array:
+    """Inner products of the left factors at all pairs of positions, [b, m, t, n, s]."""
+    m, _, b, t, _ = x.right.shape
+    n, _, _, s, _ = y.right.shape
     if x.one_hot:
         same = x.left[:, :, :, None, None] == y.left.transpose(1, 0, 2)[:, None]
         same = same & (x.left >= 0)[:, :, :, None, None]
-        left = same.transpose(1, 0, 2, 3, 4)  # [b, m, t, n, s]
-    else:
-        left = _inner(x.left, y.left)
-    right = _inner(x.right, y.right).reshape(b, m, k, t, n, h, s)
-    left = left.reshape(b, m, 1, t, n, 1, s).astype(right.dtype)
-    return (left * right).sum((0, 3, 6)).reshape(m * k, n * h)
+        return same.transpose(1, 0, 2, 3, 4)
+    return _inner(x.left, y.left).reshape(b, m, t, n, s)
 
 
 def _inner(x: Float[Array, "... b t n"], y: Float[Array, "... b s n"]) -> Array:

@@ -57,9 +57,15 @@ def contraction(point: Point, groups: Sequence[Group]) -> Contraction:
 
 def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array, "a b"]:
     """Inner products of the gradients of groups at one point with those at another."""
-    if contraction(left, groups) == "pairs":
-        return _contraction.products_by_pairs(
-            _factors_of(left, groups), _factors_of(right, groups)
+    way = contraction(left, groups)
+    if way != "rows":
+        multiply = {
+            "pairs": _contraction.products_by_pairs,
+            "kernel": _contraction.products_by_kernel,
+        }[way]
+        factors = _factors_of(left, groups)
+        return multiply(
+            factors, factors if right is left else _factors_of(right, groups)
         )
     if groups[0].uniform:
         x = [_blocks(left, groups)]
@@ -167,7 +173,7 @@ def _reuses_rows(point: Point, groups: Sequence[Group]) -> bool:
     the same rows. If the Gramian comes from another computation, they are formed again.
     """
     uses = [n for group in groups for n in group.uses]
-    if not uses or contraction(point, groups) == "pairs":
+    if not uses or contraction(point, groups) != "rows":
         return False
     leaves = {leaf for group in groups for leaf in group.leaves}
     rows = point.num_rows * sum(point.inputs[leaf].size for leaf in leaves)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxjd.engine.structured import _jaxpr
+from jaxjd.engine import _jaxpr
 
 
 class Level(NamedTuple):

@@ -100,10 +100,8 @@ def walk_through(
             node = _node.input_node(position, is_parameter)
         values.append(Value(array, node, perturbed.get(position, array)))
     outputs = walk.run(function.jaxpr, values)
-    losses = [
-        walk.perturbed_array(v, "a loss") for v in outputs[: function.num_loss_leaves]
-    ]
-    return losses, [v.array for v in outputs[function.num_loss_leaves :]]
+    losses = [walk.perturbed_array(v, "a loss") for v in outputs[: function.num_pieces]]
+    return losses, [v.array for v in outputs[function.num_pieces :]]
 
 
 def plan(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxjd.engine.structured import _jaxpr
+from jaxjd.engine import _jaxpr
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxjd.engine.structured import _jaxpr
+from jaxjd.engine import _jaxpr
 from jaxjd.engine.structured._contraction import Factors
 from jaxjd.engine.structured._walk import Use
 

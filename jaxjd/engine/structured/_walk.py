@@ -36,7 +36,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxjd.engine.structured import _jaxpr, _node
+from jaxjd.engine import _jaxpr
+from jaxjd.engine.structured import _node
 from jaxjd.engine.structured._node import Level, Node
 from jaxjd.engine.structured._rules import Bilinear, rule
 

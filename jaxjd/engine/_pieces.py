@@ -1,0 +1,232 @@
+"""Split losses into pieces that are computed apart, and pull each piece back by itself.
+
+A function that returns all the losses often computes them one by one and stacks them at
+the end: the tasks of a network, the terms of a physics-informed one. A one-hot
+cotangent of the stack would be pulled back through everything. So the function is
+evaluated on values that remember how they were put together: a concatenation is a list
+of its parts until something needs it whole. Each part that reaches the output is a
+piece: one loss, or several that come out of one vectorised computation.
+
+The function is linearised once, and its linear part is transposed once for each piece.
+JAX then visits only the equations that this piece depends on.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxjd.engine import _jaxpr
+
+# They work entry by entry, so they apply to each part of a concatenation by itself.
+ELEMENTWISE = {
+    "abs",
+    "add",
+    "convert_element_type",
+    "copy",
+    "div",
+    "exp",
+    "integer_pow",
+    "log",
+    "log1p",
+    "max",
+    "min",
+    "mul",
+    "neg",
+    "pow",
+    "sqrt",
+    "square",
+    "sub",
+}
+# They put arrays together, along the axis that this parameter of theirs gives.
+STACKS = {"concatenate": "dimension", "stack": "axis"}
+# They keep the order of the entries, as long as they keep their number.
+RESHAPES = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze"}
+
+
+class Parts(NamedTuple):
+    """A value of a shape, whose entries are those of its parts in row-major order."""
+
+    arrays: tuple[Array, ...]
+    shape: tuple[int, ...]
+
+
+def whole(value: Any) -> Any:
+    if not isinstance(value, Parts):
+        return value
+    flat = [jnp.ravel(array) for array in value.arrays]
+    return jnp.concatenate(flat).reshape(value.shape)
+
+
+def parts_of(value: Any) -> tuple[Array, ...]:
+    return value.arrays if isinstance(value, Parts) else (value,)
+
+
+def evaluate(jaxpr: Any, operands: Sequence[Any]) -> list[Any]:
+    """Evaluate a jaxpr on values for its constants and arguments, which may be parts.
+
+    **Returns:** arrays and parts.
+    """
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), operands, strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if _jaxpr.is_literal(variable) else values[variable]
+
+    for eqn in jaxpr.eqns:
+        results = _equation(jaxpr, eqn, [read(v) for v in eqn.invars])
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _equation(jaxpr: Any, eqn: Any, operands: list[Any]) -> list[Any]:
+    name = eqn.primitive.name
+    if name in _jaxpr.CALLS:
+        called, consts = _jaxpr.called(eqn)
+        return evaluate(called, [*consts, *operands])
+    if name in STACKS and _is_row_major(eqn, STACKS[name]):
+        arrays = tuple(part for value in operands for part in parts_of(value))
+        return [Parts(arrays, eqn.outvars[0].aval.shape)]
+    if any(isinstance(value, Parts) for value in operands):
+        if name in RESHAPES and _keeps_number(eqn):
+            return [Parts(operands[0].arrays, eqn.outvars[0].aval.shape)]
+        if name in ELEMENTWISE:
+            return [_elementwise(eqn, operands)]
+    return list(_jaxpr.evaluate(jaxpr, eqn, [whole(value) for value in operands]))
+
+
+def _is_row_major(eqn: Any, axis: str) -> bool:
+    """Whether the entries of the operands follow one another in the result."""
+    before = eqn.outvars[0].aval.shape[: eqn.params[axis]]
+    return all(length == 1 for length in before)
+
+
+def _keeps_number(eqn: Any) -> bool:
+    return _jaxpr.size(eqn.outvars[0].aval) == _jaxpr.size(eqn.invars[0].aval)
+
+
+def _elementwise(eqn: Any, operands: list[Any]) -> Parts:
+    split = next(value for value in operands if isinstance(value, Parts))
+    sizes = [array.size for array in split.arrays]
+    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+
+    def pieces(value: Any) -> list[Any]:
+        if isinstance(value, Parts) and [x.size for x in value.arrays] == sizes:
+            return [jnp.ravel(array) for array in value.arrays]
+        value = jnp.asarray(whole(value))
+        if not value.shape:
+            return [value] * len(sizes)
+        flat = value.ravel()
+        ends = zip(starts, sizes, strict=True)
+        return [flat[start : start + size] for start, size in ends]
+
+    columns = zip(*map(pieces, operands), strict=True)
+    arrays = tuple(eqn.primitive.bind(*column, **eqn.params) for column in columns)
+    return Parts(arrays, split.shape)
+
+
+def split(jaxpr: Any, num_losses: int) -> tuple[Any, int]:
+    """A jaxpr whose losses, its first outputs, are returned in pieces.
+
+    **Returns:** the jaxpr, and the number of pieces.
+    """
+    losses = jaxpr.outvars[:num_losses]
+    makers = {v: eqn.primitive.name for eqn in jaxpr.eqns for v in eqn.outvars}
+    names = {makers.get(v) for v in losses if not _jaxpr.is_literal(v)}
+    if not names & (_jaxpr.CALLS | ELEMENTWISE | RESHAPES | STACKS.keys()):
+        return jaxpr, num_losses
+    consts = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.constvars]
+    inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
+    pieces = []
+
+    def in_pieces(consts: list[Any], inputs: list[Any]) -> list[Any]:
+        outputs = evaluate(jaxpr, [*consts, *inputs])
+        pieces[:] = [part for x in outputs[:num_losses] for part in parts_of(x)]
+        return [*pieces, *map(whole, outputs[num_losses:])]
+
+    closed = jax.make_jaxpr(in_pieces)(consts, inputs)
+    # What were constants are arguments now, and the first of these, as before.
+    return closed.jaxpr, len(pieces)
+
+
+class Piece(NamedTuple):
+    """`num_losses` losses from `first` on, which depend on these parameters at most.
+
+    The parameters are named by their places among the differentiated ones.
+    """
+
+    first: int
+    num_losses: int
+    parameters: tuple[int, ...]
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        return tuple(range(self.first, self.first + self.num_losses))
+
+
+class Pieces(NamedTuple):
+    """The pieces of all losses, in their order.
+
+    - `row_size`: how many numbers their rows hold, without those known to be zero.
+    - `activations`: how many numbers the function computes on its way to the losses.
+    """
+
+    pieces: list[Piece]
+    row_size: int
+    activations: int
+
+
+def find(jaxpr: Any, num_pieces: int, argnums: Sequence[int]) -> Pieces:
+    """The first outputs of a jaxpr, and which of its inputs each may depend on."""
+    inputs = (*jaxpr.constvars, *jaxpr.invars)
+    sources = {variable: {n} for n, variable in enumerate(inputs)}
+
+    def of(variables: Sequence[Any]) -> set[int]:
+        found = [sources.get(v, set()) for v in variables if not _jaxpr.is_literal(v)]
+        return set[int]().union(*found)
+
+    for eqn in jaxpr.eqns:
+        everything = of(eqn.invars)
+        sources.update((variable, everything) for variable in eqn.outvars)
+    pieces, first = [], 0
+    for variable in jaxpr.outvars[:num_pieces]:
+        reached = of([variable])
+        parameters = tuple(n for n, i in enumerate(argnums) if i in reached)
+        size = _jaxpr.size(variable.aval)
+        pieces.append(Piece(first, size, parameters))
+        first += size
+    sizes = [_jaxpr.size(inputs[i].aval) for i in argnums]
+    return Pieces(
+        pieces,
+        sum(p.num_losses * sizes[n] for p in pieces for n in p.parameters),
+        sum(_jaxpr.size(v.aval) for eqn in jaxpr.eqns for v in eqn.outvars),
+    )
+
+
+Point = TypeVar("Point")
+
+
+def pullbacks(
+    losses: Callable[[Point], tuple[list[Float[Array, " k"]], Any]], point: Point
+) -> tuple[Any, list[Point]]:
+    """The rows of each piece of a function, and what else the function returns.
+
+    **Arguments:**
+
+    - `losses`: returns one vector for each piece, and auxiliary output.
+
+    **Returns:** the auxiliary output, and for each piece of k losses a pytree like the
+    point with a leading axis of length k.
+    """
+    values, linear, aux = jax.linearize(losses, point, has_aux=True)
+
+    def of_piece(n: int, value: Array) -> Point:
+        pullback = jax.linear_transpose(lambda tangent: linear(tangent)[n], point)
+        if value.size == 1:
+            (row,) = pullback(jnp.ones_like(value))
+            return jax.tree.map(lambda leaf: leaf[None], row)
+        (rows,) = jax.vmap(pullback)(jnp.eye(value.size, dtype=value.dtype))
+        return rows
+
+    return aux, [of_piece(n, value) for n, value in enumerate(values)]
