@@ -500,7 +500,7 @@ class TestContraction:
             in_axes=(None, 0, 0),
             contraction={"hidden": way, "scale": "auto"},
         )(params, x, y)
-        ways = {row.name: row.contraction for row in explanation.parameters.rows}
+        ways = {of.name: of.contraction for of in explanation.parameters.entries}
         assert ways["['hidden'][0]"] == way
         assert ways["['hidden'][1]"] == "rows"  # A bias has no other.
 
