@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 from optax.contrib import muon, schedule_free
 
 import jaxjd
+from tests.xla import VERSION
 
 M = 5
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.25, -1.0])}
@@ -225,7 +226,10 @@ class TestBeforeAndAround:
     )
     def test_wrappers(self, wrap, jit):
         tx = wrap(optax.chain(jaxjd.upgrad(), optax.sgd(0.1)))
-        with pytest.raises((TypeError, ValueError), match=self.ADVICE):
+        # Before JAX 0.8 `jax.tree.map` does not compare the kinds of two trees first.
+        of_tree_map = "|Expected dict, got Jacobian" if VERSION < (0, 8) else ""
+        message = self.ADVICE + of_tree_map
+        with pytest.raises((TypeError, ValueError), match=message):
             run(tx, given(JACOBIAN), jit=jit)
 
 
@@ -258,7 +262,9 @@ class TestStackedGradients:
 
     def test_multi_steps_around(self):
         tx = optax.MultiSteps(jaxjd.upgrad(), 2).gradient_transformation()
-        with pytest.raises(ValueError, match="an ordinary gradient"):
+        # optax 0.2.7 compares the shapes first.
+        message = "an ordinary gradient|branches must have equal output types"
+        with pytest.raises((TypeError, ValueError), match=message):
             run(tx, ROWS)
 
     def test_apply_if_finite_around(self):

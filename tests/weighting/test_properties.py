@@ -213,16 +213,19 @@ def outside_of_span(J, update):
 
 def update_of(name, rows, before=None):
     """The update for these rows, perhaps after a step with the rows `before`."""
-    rows = np.asarray(rows, float)
-    m, n = rows.shape
-    J, mask = np.zeros((BATCH, M, N)), np.zeros((BATCH, M), bool)
-    mask[:, :m] = True
+    m, n = np.shape(rows)
+    mask = jnp.asarray(np.tile(np.arange(M) < m, (BATCH, 1)))
+
+    def batch(rows):
+        # A new array each time: on a CPU, JAX may read it in place, and later.
+        J = np.zeros((BATCH, M, N))
+        J[:, :m, :n] = rows
+        return jnp.asarray(J)
+
     step, state = compiled(name)
     if before is not None:
-        J[:, :m, :n] = before
-        state = step(jnp.asarray(J), jnp.asarray(mask), state)[1]
-    J[:, :m, :n] = rows
-    return np.asarray(step(jnp.asarray(J), jnp.asarray(mask), state)[0])[0, :n]
+        state = step(batch(before), mask, state)[1]
+    return np.asarray(step(batch(rows), mask, state)[0])[0, :n]
 
 
 @pytest.mark.parametrize("name", those_that(lambda row: row.conflicts))
