@@ -1,49 +1,76 @@
 # The commands of the README. Each makes the virtual environment it needs, once.
 
 PYTHON ?= python3.11
+PYTHON_OLDEST ?= $(PYTHON)
+PYTHON_NEWEST ?= python3.13
+# The lower bounds of pyproject.toml, and whatever is the latest release.
+OLDEST ?= jax==0.7.0 jaxlib==0.7.0 optax==0.2.7
+NEWEST ?= jax jaxlib optax
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := -m pip --disable-pip-version-check install --quiet
 PINNED := -c constraints.txt
 # The suite is made of small arrays: threads within a test only get in each other's way.
 WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow test-oldest test-newest lint format clean
 
 help:
-	@echo "make demo       train a CNN on MNIST by Jacobian descent (3 minutes)"
-	@echo "make test       lint, then the whole test suite (12 minutes)"
-	@echo "make test-slow  the exhaustive checks that 'make test' leaves out"
-	@echo "make lint       formatting, style and types only"
-	@echo "make format     mend what the linter can"
-	@echo "make clean      remove the virtual environment and what was printed"
+	@echo "make demo         train a CNN on MNIST by Jacobian descent (3 minutes)"
+	@echo "make test         lint, then the whole test suite (6 minutes)"
+	@echo "make test-slow    the exhaustive checks that 'make test' leaves out"
+	@echo "make test-oldest  the tests with the oldest JAX that is supported"
+	@echo "make test-newest  the tests with the newest JAX, on Python 3.13"
+	@echo "make lint         formatting, style and types only"
+	@echo "make format       mend what the linter can, and write the tables of methods"
+	@echo "make clean        remove the virtual environments and what was printed"
 
 # pip of this release or later knows dependency groups.
 $(VENV)/made: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(PINNED) pip
+	$(BIN)/python $(PIP) $(PINNED) pip
 	touch $@
 
 # torch is pinned to a release with a CPU build, before anything asks for a newer one.
 $(VENV)/test: $(VENV)/made pyproject.toml constraints.txt
-	$(PIP) $(PINNED) torch
-	$(PIP) $(PINNED) --editable '.[flax,interop,examples]' \
+	$(BIN)/python $(PIP) $(PINNED) torch
+	$(BIN)/python $(PIP) $(PINNED) --editable '.[flax,interop,examples]' \
 		--group test --group lint --group bench
 	touch $@
 
 $(VENV)/demo: $(VENV)/made pyproject.toml constraints.txt
-	$(PIP) $(PINNED) --editable '.[examples]'
+	$(BIN)/python $(PIP) $(PINNED) --editable '.[examples]'
+	touch $@
+
+# Neither torch nor Flax: the tests that need them skip themselves.
+$(VENV)-oldest/test: pyproject.toml
+	$(PYTHON_OLDEST) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python $(PIP) --upgrade pip
+	$(VENV)-oldest/bin/python $(PIP) --editable . --group test $(OLDEST)
+	touch $@
+
+$(VENV)-newest/test: pyproject.toml
+	$(PYTHON_NEWEST) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python $(PIP) --upgrade pip
+	$(VENV)-newest/bin/python $(PIP) --upgrade --editable . --group test $(NEWEST)
 	touch $@
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/mnist_iwrm.py
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	$(BIN)/python $(PYTEST) -m 'not slow'
 
 test-slow: $(VENV)/test
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python $(PYTEST) -m slow
+
+test-oldest: $(VENV)-oldest/test
+	$(VENV)-oldest/bin/python $(PYTEST) -m 'not slow'
+
+test-newest: $(VENV)-newest/test
+	$(VENV)-newest/bin/python $(PYTEST) -m 'not slow'
 
 lint: $(VENV)/test
 	$(BIN)/ruff format --check .
@@ -54,6 +81,7 @@ lint: $(VENV)/test
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m docs.tables
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest out

@@ -1,13 +1,14 @@
-"""How long do the weights take, beside TorchJD's?
+"""Measure how long the weights take, beside TorchJD's.
 
     python -m benchmarks.weightings [--quick] [--only upgrad,mean]
 
-For each aggregator and number m of losses: the median seconds of calls that alternate
-between the libraries in one process. Prints a table; writes `weightings.md`,
-`weightings.json` and `weightings.png` to `--out`.
+For each aggregator and number m of losses, the time is the median over calls that
+alternate between the libraries in one process. The script prints a table, and writes
+`weightings.md`, `weightings.json` and `weightings.png` to `--out`.
 """
 
 import argparse
+import inspect
 import itertools
 import math
 import pathlib
@@ -26,31 +27,33 @@ import torchjd.aggregation as reference
 import jaxjd
 from benchmarks._results import FOLDER, save
 from benchmarks._timing import alternating, machine
+from interop.aggregators import counterpart
 from jaxjd.weighting import Weighting
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 METHOD = """\
-Each library gets arrays of its own that are ready, float32, and calls go through the
-same four problems by turns: Gramians of normal Jacobians, n = 1000, whose gradients
-have a direction in common, so that no point is stationary. Where TorchJD needs the
-Jacobian itself, marked J, both start from it, and give the update. Ours are functions
-compiled by `jax.jit`, dispatch included, compilation apart, given for the largest m;
-states go from call to call in both. TorchJD runs as its documentation calls it, with as
-many threads as torch takes. A cell of TorchJD is left out from {limit} s a call on. A
-ratio above 1 says that ours is faster. The first row is the least that a compiled
-function takes: the call itself."""
+Each library gets its own float32 arrays, made beforehand. Calls cycle through the same
+four problems: Gramians of normal Jacobians with n = 1000, whose gradients share a
+direction, so that no point is stationary. If TorchJD needs the Jacobian itself (marked
+J), both libraries start from it and return the update. Methods of jaxjd are compiled by
+`jax.jit`. Their times include the dispatch but not the compilation, which is given for
+the largest m. In both libraries the state passes from call to call. TorchJD is called
+as its documentation does, with torch's default number of threads. A cell of TorchJD is
+left out if a call takes more than {limit} s. A ratio above 1 means that jaxjd is
+faster. The first row is the time of the call itself, the least that a compiled function
+can take."""
 
 SIZES = (2, 8, 32, 128)
 QUICK_SIZES = (2, 8)
 N = 1000
 PROBLEMS = 4
-# Seconds of a call of TorchJD, and for all calls of a cell.
+# The most seconds for one call of TorchJD, and for all calls of a cell.
 LIMIT = 20
 BUDGET = 1.0
-# TorchJD calls cvxpy, scipy, quadprog or a loop in Python that grows with m: ours is to
-# be this many times faster.
+# For these TorchJD calls cvxpy, scipy, quadprog, or a Python loop that grows with m.
+# jaxjd should be TARGET times faster.
 SOLVED = {
     "cagrad",
     "fairgrad",
@@ -68,7 +71,7 @@ TARGET = 10
 class Row(NamedTuple):
     """Both sides of a comparison, made for m losses.
 
-    Ours is a weighting, of Gramians, or an optax transformation, of Jacobians.
+    `ours` makes a weighting, for Gramians, or an optax transformation, for Jacobians.
     """
 
     ours: Callable[[int], Any]
@@ -77,94 +80,91 @@ class Row(NamedTuple):
     least: int = 1
 
 
+w = jaxjd.weighting
+REGULARISED: dict[str, Any] = {"norm_eps": 1e-4, "reg_eps": 1e-4}
+
+
+def linear(m: int) -> Any:
+    return np.linspace(0.5, 1.5, m, dtype=np.float32) / m
+
+
+# The methods that take arguments besides the number of losses.
+SPECIAL = {
+    "(a call)": Row(lambda m: Weighting(tuple, lambda G, s, **_: (G[0], s)), None),
+    "cagrad": Row(lambda m: w.cagrad(0.5), lambda m: reference.CAGradWeighting(0.5)),
+    "constant": Row(
+        lambda m: w.constant(linear(m)),
+        lambda m: reference.ConstantWeighting(torch.from_numpy(linear(m))),
+    ),
+    "cr_mogm(upgrad)": Row(
+        lambda m: w.cr_mogm(w.upgrad(**REGULARISED), num_losses=m),
+        lambda m: reference.CRMOGMWeighting(reference.UPGradWeighting()),
+    ),
+    "dualproj": Row(
+        lambda m: w.dualproj(**REGULARISED), lambda m: reference.DualProjWeighting()
+    ),
+    "fairgrad": Row(
+        lambda m: w.fairgrad(2.0), lambda m: reference.FairGradWeighting(2.0)
+    ),
+    "krum": Row(
+        lambda m: w.krum(1, 2), lambda m: reference.KrumWeighting(1, 2), least=4
+    ),
+    "mgda": Row(lambda m: w.mgda(), lambda m: reference.MGDAWeighting()),
+    "mgda, 100 steps": Row(
+        lambda m: w.mgda(frank_wolfe_steps=100), lambda m: reference.MGDAWeighting()
+    ),
+    "modo": Row(
+        lambda m: w.modo(num_losses=m),
+        lambda m: reference.MoDoWeighting(),
+        of_two_batches=True,
+    ),
+    "nash_mtl": Row(
+        lambda m: jaxjd.nash_mtl(num_losses=m), lambda m: reference.NashMTL(m)
+    ),
+    "sdmgrad": Row(
+        lambda m: w.sdmgrad(num_losses=m),
+        lambda m: reference.SDMGradWeighting(),
+        of_two_batches=True,
+    ),
+    "trimmed_mean": Row(
+        lambda m: jaxjd.trimmed_mean(1), lambda m: reference.TrimmedMean(1), least=3
+    ),
+    "upgrad": Row(
+        lambda m: w.upgrad(**REGULARISED), lambda m: reference.UPGradWeighting()
+    ),
+}
+
+
+def default(name: str) -> Row:
+    """A method that needs no arguments, except perhaps the number of losses."""
+    theirs = counterpart(name)
+    of_rows = not hasattr(w, name) or (
+        theirs is not None and not issubclass(theirs, reference.Weighting)
+    )
+    make = getattr(jaxjd if of_rows else w, name)
+    sized = "num_losses" in inspect.signature(make).parameters
+    return Row(
+        lambda m: make(num_losses=m) if sized else make(),
+        None if theirs is None else lambda m: theirs(),
+    )
+
+
 def rows() -> dict[str, Row]:
-    w = jaxjd.weighting
-    regularised: dict[str, Any] = {"norm_eps": 1e-4, "reg_eps": 1e-4}
-
-    def linear(m):
-        return np.linspace(0.5, 1.5, m, dtype=np.float32) / m
-
-    def preferred(m):
-        return torch.from_numpy(linear(m))
-
-    return {
-        "(a call)": Row(lambda m: Weighting(tuple, lambda G, s, **_: (G[0], s)), None),
-        "aligned_mtl": Row(
-            lambda m: w.aligned_mtl(), lambda m: reference.AlignedMTLWeighting()
-        ),
-        "cagrad": Row(
-            lambda m: w.cagrad(0.5), lambda m: reference.CAGradWeighting(0.5)
-        ),
-        "conflict_free": Row(
-            lambda m: jaxjd.conflict_free(), lambda m: reference.ConFIG()
-        ),
-        "constant": Row(
-            lambda m: w.constant(linear(m)),
-            lambda m: reference.ConstantWeighting(preferred(m)),
-        ),
-        "cr_mogm(upgrad)": Row(
-            lambda m: w.cr_mogm(w.upgrad(**regularised), num_losses=m),
-            lambda m: reference.CRMOGMWeighting(reference.UPGradWeighting()),
-        ),
-        "dualproj": Row(
-            lambda m: w.dualproj(**regularised),
-            lambda m: reference.DualProjWeighting(),
-        ),
-        "excess_mtl": Row(
-            lambda m: jaxjd.excess_mtl(num_losses=m),
-            lambda m: reference.ExcessMTL(),
-        ),
-        "fairgrad": Row(
-            lambda m: w.fairgrad(2.0), lambda m: reference.FairGradWeighting(2.0)
-        ),
-        "graddrop": Row(lambda m: jaxjd.graddrop(), lambda m: reference.GradDrop()),
-        "gradvac": Row(
-            lambda m: w.gradvac(num_losses=m), lambda m: reference.GradVacWeighting()
-        ),
-        "imtl_g": Row(lambda m: w.imtl_g(), lambda m: reference.IMTLGWeighting()),
-        "krum": Row(
-            lambda m: w.krum(1, 2), lambda m: reference.KrumWeighting(1, 2), least=4
-        ),
-        "mean": Row(lambda m: w.mean(), lambda m: reference.MeanWeighting()),
-        "mgda": Row(lambda m: w.mgda(), lambda m: reference.MGDAWeighting()),
-        "mgda, 100 steps": Row(
-            lambda m: w.mgda(frank_wolfe_steps=100),
-            lambda m: reference.MGDAWeighting(),
-        ),
-        "modo": Row(
-            lambda m: w.modo(num_losses=m),
-            lambda m: reference.MoDoWeighting(),
-            of_two_batches=True,
-        ),
-        "nash_mtl": Row(
-            lambda m: jaxjd.nash_mtl(num_losses=m), lambda m: reference.NashMTL(m)
-        ),
-        "pcd": Row(lambda m: w.pcd(num_losses=m), lambda m: reference.PCDWeighting()),
-        "pcgrad": Row(lambda m: w.pcgrad(), lambda m: reference.PCGradWeighting()),
-        "random": Row(lambda m: w.random(), lambda m: reference.RandomWeighting()),
-        "sdmgrad": Row(
-            lambda m: w.sdmgrad(num_losses=m),
-            lambda m: reference.SDMGradWeighting(),
-            of_two_batches=True,
-        ),
-        "sum": Row(lambda m: w.sum(), lambda m: reference.SumWeighting()),
-        "trimmed_mean": Row(
-            lambda m: jaxjd.trimmed_mean(1),
-            lambda m: reference.TrimmedMean(1),
-            least=3,
-        ),
-        "upgrad": Row(
-            lambda m: w.upgrad(**regularised), lambda m: reference.UPGradWeighting()
-        ),
-    }
+    """Every method by name, those of `SPECIAL` with their arguments."""
+    weightings = inspect.getmembers(w, inspect.isfunction)
+    names = {name for name, _ in weightings if hasattr(jaxjd, name)}
+    names |= {"excess_mtl", "graddrop", "trimmed_mean"}
+    plain = names - {title.split("(")[0] for title in SPECIAL}
+    every = {name: default(name) for name in plain} | SPECIAL
+    return {name: every[name] for name in sorted(every)}
 
 
 def problems(m: int, of_two_batches: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Jacobians [m, N], and their Gramians, or the cross Gramians of two batches."""
+    """Jacobians [m, N], with their Gramians or the cross Gramians of two batches."""
     rng = np.random.default_rng(m)
     jacobians, gramians = [], []
     for _ in range(PROBLEMS):
-        # Any two gradients have a cosine of 0.1 or so.
+        # Any two gradients have a cosine of about 0.1.
         J, other = rng.normal(size=(2, m, N)) + 0.33 * rng.normal(size=N)
         J, other = (x.astype(np.float32) / math.sqrt(N) for x in (J, other))
         jacobians.append(J)
@@ -173,7 +173,7 @@ def problems(m: int, of_two_batches: bool) -> tuple[list[np.ndarray], list[np.nd
 
 
 def our_call(row: Row, m: int, inputs: list[np.ndarray]) -> tuple[Callable, float]:
-    """A function without arguments, and the seconds of its compilation."""
+    """jaxjd's call, a function without arguments, and its compile time in seconds."""
     made = row.ours(m)
     arrays = itertools.cycle([jnp.asarray(x) for x in inputs])
     params = jnp.zeros(N)
@@ -207,7 +207,7 @@ def their_call(row: Row, m: int, inputs: list[np.ndarray]) -> Callable:
 
 
 def seconds_of(call: Callable) -> float:
-    """Of one call, or infinity where it is over the limit."""
+    """The seconds of one call, or infinity if it is over the limit."""
 
     def give_up(signum, frame):
         raise TimeoutError
@@ -225,7 +225,7 @@ def seconds_of(call: Callable) -> float:
 
 
 def measure(name: str, row: Row, m: int, theirs_too: bool) -> dict[str, Any]:
-    """A cell: the median seconds of a call of each library."""
+    """Measure a cell: the median seconds of a call of each library."""
     jacobians, gramians = problems(m, row.of_two_batches)
     of_gramian = isinstance(row.ours(m), Weighting)
     inputs = gramians if of_gramian else jacobians
@@ -262,14 +262,15 @@ def ratio(cell: dict[str, Any]) -> float | None:
 
 
 def missed(cells: list[dict[str, Any]]) -> list[str]:
-    """The cells that are slower than TorchJD, or not as much faster as they should."""
+    """The cells whose ratio to TorchJD is below its target."""
     lines = []
     for cell in cells:
         target = TARGET if cell["aggregator"] in SOLVED else 1
         measured = ratio(cell)
         if measured is not None and measured < target:
             lines.append(
-                f"- {cell['aggregator']}, m = {cell['m']}: {measured:.2g}, not {target}"
+                f"- {cell['aggregator']}, m = {cell['m']}: {measured:.2g} "
+                f"(target {target})"
             )
     return lines
 
@@ -302,7 +303,7 @@ def microseconds(cell: dict[str, Any] | None, library: str) -> str:
 
 
 def draw(cells: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """The ratios on a logarithmic axis, a line per aggregator, a dot per m."""
+    """Draw the ratios on a logarithmic axis, a line per aggregator, a dot per m."""
     measured = [(cell, ratio(cell)) for cell in cells]
     compared = [(cell, x) for cell, x in measured if x is not None]
     best: dict[str, float] = {}
@@ -330,7 +331,7 @@ def draw(cells: list[dict[str, Any]], path: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="m <= 8")
-    parser.add_argument("--only", help="names of rows, with commas")
+    parser.add_argument("--only", help="comma-separated names of rows")
     parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     options = parser.parse_args()
     compared = rows()
@@ -353,9 +354,10 @@ def main() -> None:
             "# The weights, beside TorchJD's",
             f"{METHOD.format(limit=LIMIT)}\n\nMeasured on {on}.",
             table(cells),
-            f"Below the target, which is {TARGET} for {', '.join(sorted(SOLVED))}, "
-            "where TorchJD calls a solver or a loop in Python, and 1 for the others:",
-            "\n".join(below) if below else "none.",
+            f"These cells are below the target. It is {TARGET} for "
+            f"{', '.join(sorted(SOLVED))}, where TorchJD calls a solver or loops in "
+            "Python, and 1 for the others:",
+            "\n".join(below) if below else "(no cell)",
         ]
     )
     save(options.out, "weightings", text, {"machine": on, "cells": cells})

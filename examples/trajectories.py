@@ -16,6 +16,8 @@ problem, a panel per aggregator. `pip install 'jaxjd[examples]'` brings what it 
 """
 
 import argparse
+import functools
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -41,32 +43,40 @@ class Method(NamedTuple):
     rate: float = 1.0
 
 
-METHODS = {
-    "mean": Method(jaxjd.mean),
-    "sum": Method(jaxjd.sum, rate=0.5),
-    "upgrad": Method(jaxjd.upgrad),
-    "dualproj": Method(jaxjd.dualproj),
-    "mgda": Method(jaxjd.mgda),
-    "cagrad": Method(jaxjd.cagrad),
-    "pcgrad": Method(jaxjd.pcgrad, rate=0.5),
-    "gradvac": Method(lambda: jaxjd.gradvac(num_losses=2), rate=0.5),
-    "imtl_g": Method(jaxjd.imtl_g, rate=2.0),
-    "aligned_mtl": Method(jaxjd.aligned_mtl),
-    "nash_mtl": Method(lambda: jaxjd.nash_mtl(num_losses=2), rate=2.0),
-    "fairgrad": Method(jaxjd.fairgrad),
-    "random": Method(jaxjd.random),
-    "conflict_free": Method(jaxjd.conflict_free),
-    "pcd": Method(lambda: jaxjd.pcd(num_losses=2)),
-    "sdmgrad": Method(lambda: jaxjd.sdmgrad(num_losses=2)),
-    "modo": Method(lambda: jaxjd.modo(num_losses=2)),
-    "cr_mogm": Method(lambda: jaxjd.cr_mogm(jaxjd.weighting.upgrad(), num_losses=2)),
-    "graddrop": Method(jaxjd.graddrop, rate=0.5),
-    "excess_mtl": Method(lambda: jaxjd.excess_mtl(num_losses=2)),
+# How far from the learning rate, for updates that are not of the mean's length.
+RATES = {
+    "graddrop": 0.5,
+    "gradvac": 0.5,
+    "imtl_g": 2.0,
+    "nash_mtl": 2.0,
+    "pcgrad": 0.5,
+    "sum": 0.5,
 }
-# What has no panel. Constant weights can be any. Of two losses the trimmed mean has
-# none to trim, and Krum, which looks for the gradients that most others are close to,
-# needs three.
-LEFT_OUT = {"constant", "trimmed_mean", "krum"}
+ARGUMENTS = {"cr_mogm": (jaxjd.weighting.upgrad(),)}
+
+
+def methods() -> dict[str, Method]:
+    """Every aggregator that needs nothing but the number of losses.
+
+    So there are none of constant weights, which can be any, and none that leave out
+    losses, which need three or more.
+    """
+    weightings = inspect.getmembers(jaxjd.weighting, inspect.isfunction)
+    names = {name for name, _ in weightings if hasattr(jaxjd, name)}
+    made = {}
+    for name in sorted(names | {"excess_mtl", "graddrop", "trimmed_mean"}):
+        make = getattr(jaxjd, name)
+        parameters = inspect.signature(make).parameters.values()
+        needed = [p.name for p in parameters if p.default is p.empty]
+        arguments = ARGUMENTS.get(name, ())
+        if set(needed[len(arguments) :]) <= {"num_losses"}:
+            sizes = {"num_losses": 2} if "num_losses" in needed else {}
+            make = functools.partial(make, *arguments, **sizes)
+            made[name] = Method(make, RATES.get(name, 1.0))
+    return made
+
+
+METHODS = methods()
 
 
 class Problem(NamedTuple):

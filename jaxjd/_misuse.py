@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.random import define_prng_impl
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Key
 
 ADVICE = (
     "a Jacobian is not a gradient: put the aggregator, such as jaxjd.upgrad(), first "
@@ -74,13 +74,16 @@ class Guards(NamedTuple):
     def renewed(self) -> "Guards":
         """With a `Refusal` again, after a transformation has returned a plain array."""
         refusal = self.refusal
-        if isinstance(refusal, jax.Array) and not isinstance(refusal, Tracer):
-            return self._replace(refusal=_refusal(refusal.shape))
-        return self
+        if not isinstance(refusal, jax.Array) or isinstance(refusal, Tracer):
+            return self
+        if refusal.dtype != jnp.float32:  # optax makes trees of keys, for one.
+            return self
+        return self._replace(refusal=_refusal(refusal.shape))
 
 
-def _refusal(shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:
-    return np.zeros(shape, np.uint32).view(Refusal)
+def _refusal(shape: tuple[int, ...]) -> Refusal:
+    # Of floats: optax draws noise in the type of each leaf, and the error must be ours.
+    return np.zeros(shape, np.float32).view(Refusal)
 
 
 def guards() -> Guards:

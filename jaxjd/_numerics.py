@@ -75,6 +75,36 @@ def unit_diagonal(
     return UnitDiagonal(C, jnp.where(zero, 0, norms), inverse)
 
 
+def add_noise(
+    scaled: UnitDiagonal, noise_eps: float | Float[Array, ""]
+) -> UnitDiagonal:
+    r"""Scale to unit diagonal after adding noise to the gradients that drown in it.
+
+    With $n = \epsilon \sqrt{\mu}$, where $\mu$ is the mean of the squared norms that
+    are not zero, $\|g_i\|^2$ becomes $\|g_i\|^2 + n^4 / (n^2 + \|g_i\|^2)$. It is as if
+    $g_i$ had a part of its own, orthogonal to all others, whose norm is n if $\|g_i\|$
+    is far below n and falls as $n^2 / \|g_i\|$ above it. Zero gradients stay zero.
+    """
+    norms = scaled.norms
+    present = norms > 0
+    largest = jnp.max(norms)
+    # In units of the largest norm, as the square of the noise may underflow.
+    relative = norms / jnp.where(largest > 0, largest, 1)
+    squares = jnp.diagonal(scaled.C) * relative * relative
+    count = jnp.maximum(jnp.sum(present), 1).astype(norms.dtype)
+    noise2 = noise_eps**2 * jnp.sum(squares) / count
+    total2 = noise2 + squares
+    added2 = noise2 * (noise2 / jnp.where(total2 > 0, total2, 1))
+    # Held constant, as the norms are in C: only what stands on the diagonal is not.
+    noise = largest * jnp.sqrt(lax.stop_gradient(added2))
+    longer = jnp.where(present, jnp.hypot(norms, noise), 0)
+    inverse = jnp.where(present, 1 / jnp.where(present, longer, 1), 0)
+    shrunk = norms / jnp.where(present, longer, 1)
+    added = added2 * (largest * inverse) * (largest * inverse)
+    C = scaled.C * shrunk[:, None] * shrunk[None, :] + jnp.diag(added)
+    return UnitDiagonal(C, longer, inverse)
+
+
 def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The square root, 0 for negative numbers, with the derivative 0 at 0.
 
@@ -85,7 +115,9 @@ def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def normalise_and_regularise(
-    gramian: Float[Array, "m m"], norm_eps: float, reg_eps: float
+    gramian: Float[Array, "m m"],
+    norm_eps: float | Float[Array, ""],
+    reg_eps: float | Float[Array, ""],
 ) -> Float[Array, "m m"]:
     """`G / trace(G) + reg_eps I`, with 0 for G where its trace is below `norm_eps`.
 

@@ -2,14 +2,11 @@
 
 import os
 
-# Set before jax is imported. Several devices on the CPU, to test sharded arrays. The
-# tests compile far more than they compute, so XLA is told to take less trouble over it.
+from tests.xla import FLAGS, enable_x64
+
+# Set before jax is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true",
-)
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import jax
 import pytest
@@ -18,11 +15,8 @@ import pytest
 @pytest.fixture
 def x64():
     """Float64, without silent casts and silent broadcasts."""
-    enable_x64 = getattr(jax, "enable_x64", None)  # jax.experimental's before 0.8.
-    if enable_x64 is None:
-        from jax.experimental import enable_x64
     with (
-        enable_x64(True),
+        enable_x64(),
         jax.numpy_dtype_promotion("strict"),
         jax.numpy_rank_promotion("raise"),
     ):

@@ -138,6 +138,24 @@ class TestPerExample:
         _, jac = jaxjd.nnx.value_and_jac(losses, in_axes=(None, 0, 0))(model, X, Y)
         assert jac.num_losses == 16
 
+    @pytest.mark.parametrize("transform", [nnx.jit, nnx.remat])
+    def test_transformations_that_return_every_variable(self, transform):
+        """They hand random streams and running averages through, unwritten."""
+
+        def transformed(model, x, y):
+            return transform(losses)(model, x, y)
+
+        model = Net(nnx.Rngs(0), dropout=0.0)
+        model.norm.use_running_average = True
+        value_and_jac = jaxjd.nnx.value_and_jac
+        found, jac = value_and_jac(transformed, in_axes=(None, 0, 0))(model, X, Y)
+        expected, same = value_and_jac(losses, in_axes=(None, 0, 0))(model, X, Y)
+        assert_allclose(found, expected, rtol=1e-5)
+        assert_allclose(jac.gramian(), same.gramian(), rtol=1e-4, atol=1e-4)
+        model.norm.use_running_average = False
+        with pytest.raises(ValueError, match="writes the model's BatchStat"):
+            value_and_jac(transformed, in_axes=(None, 0, 0))(model, X, Y)
+
     def test_other_variables_are_refused(self):
         def counting(model, x, y):
             model.calls.set_value(model.calls.get_value() + 1)
@@ -182,6 +200,47 @@ def test_missing_losses():
     jac = jaxjd.nnx.value_and_jac(losses)(model, X, Y)[1]
     optimizer.update(model, jac, mask=jnp.zeros(16, bool))
     close(arrays(model, nnx.Param), before)
+
+
+def test_keyword_arguments_and_explain():
+    def scaled(model, x, y, *, scale, train):
+        return scale * losses(model, x, y) if train else losses(model, x, y)
+
+    model = Net(nnx.Rngs(0), norm=nnx.LayerNorm, dropout=0.5)
+    rest = {"scale": jnp.array(2.0), "train": True}
+    explanation = jaxjd.nnx.explain(scaled, in_axes=(None, 0, 0))(model, X, Y, **rest)
+    assert explanation.method == "structured"
+    assert explanation.num_losses == 16
+    assert "kernel" in str(explanation)
+    assert count(model) == 0  # It has drawn no random numbers.
+    model.eval()
+    doubled, jac = jaxjd.nnx.value_and_jac(scaled, in_axes=(None, 0, 0))(
+        model, X, Y, **rest
+    )
+    assert_allclose(doubled, 2 * losses(model, X, Y), rtol=1e-5)
+    assert "method='structured'" in repr(jac.jacobian.get_value())
+
+
+def test_labels_and_masks_by_attribute_names():
+    model = Net(nnx.Rngs(0), norm=nnx.LayerNorm, dropout=0.0)
+    _, jac = jaxjd.nnx.value_and_jac(losses)(model, X, Y)
+    params = as_pure(nnx.state(model, nnx.Param))  # As nnx.Optimizer passes them.
+    names = dict.fromkeys(params, "rest") | {"last": "last"}
+    tx = jaxjd.partition({"rest": jaxjd.mean(), "last": jaxjd.sum()}, names)
+    pure = as_pure(nnx.state(jac, nnx.Param))
+    update, _ = tx.update(pure, tx.init(params), params)
+    rows = jac.dense()
+    # Float32 sums of 16 entries in two orders.
+    near = functools.partial(close, rtol=1e-5, atol=1e-6)
+    near(update["last"], jax.tree.map(lambda x: x.sum(0), rows["last"]))
+    near(update["first"], jax.tree.map(lambda x: x.mean(0), rows["first"]))
+    wrt = {name: name == "last" for name in params}
+    only = jac.restrict(wrt).gramian()
+    flat = [leaf.reshape(16, -1) for leaf in jax.tree.leaves(rows["last"])]
+    assert_allclose(only, sum(x @ x.T for x in flat), rtol=1e-4, atol=1e-5)
+    tx = jaxjd.aggregate(lambda gramian: gramian[0] / only[0], wrt=wrt)
+    update, _ = tx.update(pure, tx.init(params), params)
+    near(update["first"], jax.tree.map(lambda x: x.sum(0), rows["first"]))
 
 
 class TestErrors:

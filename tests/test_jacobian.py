@@ -1,6 +1,8 @@
 """Do `value_and_jac` and `Jacobian` keep their contract, against brute force?"""
 
+import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxjd
 from tests import models
+from tests.xla import NORMAL
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -393,7 +396,7 @@ def test_the_forward_pass_is_compiled_once():
         )
         return losses, jac.vjp(jac.gramian().sum(0))
 
-    text = jax.jit(step).lower(params, x, y).compile().as_text()
+    text = jax.jit(step).lower(params, x, y).compile(NORMAL).as_text()
     assert text.count(" tanh(") == 1
 
 
@@ -411,7 +414,7 @@ def test_chunks_bound_the_memory():
             return jac.vjp(jac.gramian().sum(0))
 
         params = jnp.ones((10_000, 20), jnp.float32)
-        compiled = jax.jit(step).lower(params).compile()
+        compiled = jax.jit(step).lower(params).compile(NORMAL)
         return compiled.memory_analysis().temp_size_in_bytes
 
     row = 4 * 10_000 * 20
@@ -436,7 +439,7 @@ def test_chunks_bound_the_memory_of_activations():
 
         params = jnp.ones(width, jnp.float32)
         x = jnp.ones((m, 1), jnp.float32)
-        compiled = jax.jit(step).lower(params, x).compile()
+        compiled = jax.jit(step).lower(params, x).compile(NORMAL)
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(128, None) > 128 * 4 * width
@@ -460,8 +463,9 @@ def test_losses_of_tasks_need_no_rows_where_parameters_outweigh_activations(batc
 
         trunk = [jnp.ones((width, width), jnp.float32)] * depth
         params = {"trunk": trunk, "heads": jnp.ones((width, m), jnp.float32)}
-        compiled = jax.jit(step).lower(params, jnp.ones((batch, width), jnp.float32))
-        return compiled.compile().memory_analysis().temp_size_in_bytes
+        x = jnp.ones((batch, width), jnp.float32)
+        compiled = jax.jit(step).lower(params, x).compile(NORMAL)
+        return compiled.memory_analysis().temp_size_in_bytes
 
     if batch == 16:  # Of the order of the largest leaf times m.
         assert temporary("auto") == temporary("structured")
@@ -496,7 +500,7 @@ class TestContraction:
             in_axes=(None, 0, 0),
             contraction={"hidden": way, "scale": "auto"},
         )(params, x, y)
-        ways = {row.name: row.contraction for row in explanation.parameters.rows}
+        ways = {of.name: of.contraction for of in explanation.parameters.entries}
         assert ways["['hidden'][0]"] == way
         assert ways["['hidden'][1]"] == "rows"  # A bias has no other.
 
@@ -623,6 +627,120 @@ def test_nan_in_a_loss_stays():
     assert_array_equal(jnp.isnan(losses), jnp.arange(7) == 3)
     assert jnp.isnan(jac.gramian()[3]).all()
     assert jnp.isnan(models.ravel(jac.vjp(jnp.ones(7)))).any()
+
+
+def test_keyword_arguments_are_forwarded():
+    """Arrays and flags, to functions of all losses and to those of one example."""
+    params, (x, y) = models.parameters(), models.examples()
+
+    def loss(params, x, y, *, scale, squared=True):
+        value = models.loss(params, x, y) if squared else models.hidden(params, x).sum()
+        return value * scale
+
+    together = models.batched(functools.partial(loss, scale=2.0, squared=False))
+    expected = models.brute_force(together, params, x, y)
+    scale = {"scale": jnp.array(2.0)}
+    for jac in (
+        jaxjd.jac(loss, in_axes=(None, 0, 0))(params, x, y, squared=False, **scale),
+        jaxjd.jac(lambda params, *, x, y: together(params, x, y))(params, x=x, y=y),
+    ):
+        close(models.ravel_rows(jac.dense()), expected)
+    with pytest.raises(ValueError, match="`argnums` must be positions among the 0 pos"):
+        jaxjd.jac(models.loss)(params=params, x=x, y=y)
+
+
+def test_copies_and_pickles():
+    params, (x, y) = models.parameters(), models.examples()
+    for method in ("dense", "structured"):
+        jac = jaxjd.jac(models.loss, in_axes=(None, 0, 0), method=method)(params, x, y)
+        for same in (copy.copy(jac), copy.deepcopy(jac)):
+            assert_array_equal(same.gramian(), jac.gramian())
+            assert jax.tree.structure(same) == jax.tree.structure(jac)
+        with pytest.raises(TypeError, match="cannot be pickled: it holds the traced"):
+            pickle.dumps(jac)
+
+
+def test_operators_that_it_lacks():
+    params, (x, y) = models.parameters(), models.examples()
+    jac = jaxjd.jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
+    for product in (lambda: jac @ params, lambda: np.ones(7) @ jac):
+        with pytest.raises(TypeError, match=r"no operator `@`.*jac.jvp.*jac.vjp"):
+            product()
+    with pytest.raises(TypeError, match="`other` must be a jaxjd.Jacobian. Got dict"):
+        jac.cross_gramian(params)
+    for name in ("guard", "rows", "losses", "parameters"):
+        assert not hasattr(jac, name)
+
+
+def test_errors_of_a_per_example_function_say_what_it_was_called_with():
+    params, (x, y) = models.parameters(), models.examples()
+
+    def of_batch(params, x, y):
+        return models.hidden(params, x).sum(axis=x.shape[1] - 4)
+
+    with pytest.raises(IndexError) as caught:
+        jaxjd.jac(of_batch, in_axes=(None, 0, 0))(params, x, y)
+    (note,) = [n for n in caught.value.__notes__ if "`in_axes`" in n]
+    assert "called with ONE example" in note
+    assert "[5], [3]" in note
+    assert "leave `in_axes` out" in note
+    with pytest.raises(ZeroDivisionError) as caught:
+        jaxjd.jac(lambda p: p / 0 + 1 // 0)(jnp.ones(()))
+    assert "`in_axes`" not in "".join(getattr(caught.value, "__notes__", []))
+
+
+class TestExplain:
+    """Which method is taken, and why."""
+
+    @pytest.mark.parametrize(
+        ("how", "method", "reason"),
+        [
+            ({"in_axes": (None, 0, 0)}, "structured", "is written for one example"),
+            ({}, "chunked", "activations outweigh parameters"),
+            ({"chunk_size": 2}, "chunked", "and `chunk_size` is given"),
+            ({"contraction": "rows"}, "structured", "`contraction` is given"),
+            ({"method": "dense"}, "dense", "it was asked for"),
+            ({"method": "structured"}, "structured", "it was asked for"),
+        ],
+    )
+    def test_the_method_and_its_reason(self, how, method, reason):
+        params, (x, y) = models.parameters(), models.examples(64)
+        fun = (
+            models.task_losses
+            if "in_axes" in how
+            else models.batched(models.task_losses)
+        )
+        explanation = jaxjd.explain(fun, **how)(params, x, y)
+        assert explanation.method == method
+        assert reason in explanation.reason
+        assert explanation.num_losses == 192
+        assert explanation.losses == {"fit": [64], "moments": [64, 2]}
+        text = str(explanation)
+        assert text.startswith("192 losses, {'fit': [64], 'moments': [64, 2]}\n")
+        assert f"method: {method}, because {explanation.reason}\n" in text
+        assert "['hidden'][0]" in text
+        jac = jaxjd.jac(fun, **how)(params, x, y)
+        assert f"method={method!r}" in repr(jac)
+
+    def test_parameters_that_outweigh_the_activations(self):
+        def losses(p, x):
+            return jnp.tanh(x @ p[0]) @ p[1]
+
+        square = jnp.ones((64, 64))
+        explanation = jaxjd.explain(losses)((square, square), jnp.ones((2, 64)))
+        assert explanation.method == "structured"
+        assert "parameters outweigh activations" in explanation.reason
+
+    def test_a_metric_that_is_no_loss_shows(self):
+        """Without `has_aux`, whatever is returned counts as losses."""
+
+        def losses_and_metric(p):
+            return p**2, {"accuracy": jnp.float32(0.5)}
+
+        explanation = jaxjd.explain(losses_and_metric)(jnp.ones(3))
+        assert "4 losses, ([3], {'accuracy': []})" in str(explanation)
+        jac = jaxjd.jac(losses_and_metric)(jnp.ones(3))
+        assert "losses=([3], {'accuracy': []})" in repr(jac)
 
 
 def test_repr_says_what_it_is():

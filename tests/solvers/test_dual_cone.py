@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxjd.solvers import project_dual_cone
 from tests.solvers import problems
+from tests.xla import enable_x64
 
 TORCHJD = {"norm_eps": 1e-4, "reg_eps": 1e-4}
 EPS = np.finfo(np.float32).eps
@@ -104,7 +105,7 @@ def test_small_integer_jacobians_meet_the_kkt_conditions(J, u):
     # Integers make zero rows, duplicates, opposites, rank 0 to 3 and stationary points.
     G, rows = padded(J), np.zeros((ROWS, M))
     rows[:2, :5] = u
-    with jax.enable_x64(True):
+    with enable_x64():
         result = project_dual_cone(rows, G)
     v = np.asarray(result.solution)
     longest = max(np.abs(v).max(), 1)
@@ -114,6 +115,39 @@ def test_small_integer_jacobians_meet_the_kkt_conditions(J, u):
     # At a stationary point v, hence the product, is exact to the root of rounding.
     assert np.abs((v - rows) * (v @ G)).max() <= 1e-9 * size * longest
     assert result.certificate.converged.all()
+
+
+def test_noise_is_a_part_of_its_own_for_every_gradient(x64):
+    rng = np.random.default_rng(9)
+    J = problems.spread(rng, problems.conflicting(rng, M), 2)
+    J[3] = 0
+    norms = np.linalg.norm(J, axis=1)
+    noise = 0.3 * np.sqrt(np.square(norms).sum() / (M - 1))
+    assert ((norms > 0) & (norms < noise)).sum() >= 2
+    assert (norms > noise).sum() >= 2
+    own = np.where(norms > 0, noise**2 / np.hypot(norms, noise), 0)
+    u = rows_of_every_kind(rng)
+    # A zero gradient has no such part; for the reference it has one, orthogonal to all.
+    longer = np.concatenate([J, np.diag(np.where(norms > 0, own, 1))], axis=1)
+    exact = problems.exact_projections(longer, u)
+    for scale in (1.0, 1e-30):
+        weights = project_dual_cone(u, scale * J @ J.T, noise_eps=0.3).solution
+        kept = norms > 0
+        np.testing.assert_allclose(
+            weights[:, kept], exact[:, kept], rtol=1e-9, atol=1e-9 * np.abs(exact).max()
+        )
+        np.testing.assert_array_equal(weights[:, 3], u[:, 3])
+
+
+def test_what_is_above_the_noise_is_exact_to_the_bit():
+    rng = np.random.default_rng(10)
+    # A factor of 1e3 above, where what is added is below rounding.
+    G = problems.gramian32(problems.spread(rng, problems.conflicting(rng, M), 3))[1]
+    u = rows_of_upgrad()
+    exact = project_dual_cone(u, G).solution
+    for noise_eps in (0.0, EPS, jnp.float32(EPS)):
+        weights = project_dual_cone(u, G, noise_eps=noise_eps).solution
+        np.testing.assert_array_equal(weights, exact)
 
 
 def test_the_documented_example():
@@ -165,7 +199,10 @@ def test_vmap_over_gramians_is_a_loop_over_them():
     batched = jax.vmap(project_dual_cone, (None, 0))(rows_of_upgrad(), G)
     for index, one in enumerate(G):
         expected = project_dual_cone(rows_of_upgrad(), one).solution
-        np.testing.assert_allclose(batched.solution[index], expected, rtol=2e-5)
+        # Of entries of order 1, whose rounding a small one is left with.
+        np.testing.assert_allclose(
+            batched.solution[index], expected, rtol=2e-5, atol=1e-7
+        )
     converged = [True, False, True]
     np.testing.assert_array_equal(batched.certificate.converged.all(-1), converged)
 
@@ -272,7 +309,7 @@ def test_the_types_of_the_results(x64):
     [
         ((np.ones(2), np.ones((2, 3))), {}, ValueError, r"`gramian`.*\(2, 3\)"),
         ((np.ones(2), np.ones(2)), {}, ValueError, r"`gramian`.*square.*\(2,\)"),
-        ((np.ones(0), np.ones((0, 0))), {}, ValueError, r"`gramian`.*m >= 1"),
+        ((np.ones(0), np.ones((0, 0))), {}, ValueError, r"`gramian`.*\(0, 0\)"),
         ((np.ones(2), np.eye(2, dtype=int)), {}, TypeError, r"`gramian`.*int"),
         ((np.ones(3), np.eye(2)), {}, ValueError, r"`u`.*\(\.\.\., 2\).*\(3,\)"),
         ((1.0, np.eye(2)), {}, ValueError, r"`u`.*Got \(\)"),
@@ -285,6 +322,13 @@ def test_the_types_of_the_results(x64):
             r"`norm_eps`.*nan",
         ),
         ((np.ones(2), np.eye(2)), {"norm_eps": 1.0}, ValueError, "`norm_eps`.*reg_eps"),
+        (
+            (np.ones(2), np.eye(2)),
+            {"noise_eps": 0.0, "reg_eps": 1.0},
+            ValueError,
+            r"`noise_eps` and `reg_eps`.*0\.0.*1\.0",
+        ),
+        ((np.ones(2), np.eye(2)), {"noise_eps": "a"}, TypeError, "`noise_eps`.*'a'"),
         ((np.ones(2), np.eye(2)), {"method": "qp"}, ValueError, "`method`.*'qp'"),
         (
             (np.ones(2), np.eye(2)),

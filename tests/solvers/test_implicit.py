@@ -11,9 +11,11 @@ from jaxjd.solvers import project_dual_cone
 from tests.solvers import problems
 
 TORCHJD = {"norm_eps": 1e-4, "reg_eps": 1e-4}
+# So much that it changes some of these weights by a tenth.
+NOISE = {"noise_eps": 0.5}
 
 
-@pytest.mark.parametrize("options", [{}, TORCHJD], ids=["default", "torchjd"])
+@pytest.mark.parametrize("options", [{}, NOISE, TORCHJD], ids=str)
 def test_with_respect_to_gramian_and_bounds(x64, options):
     # Random: no index has both a bound and a gradient that are met by accident.
     m = 6

@@ -1,11 +1,16 @@
 """Does `aggregate` take what it should, and refuse the rest?"""
 
+import inspect
+import pickle
+import typing
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose, assert_array_equal
+from optax.experimental import aggregating
 
 import jaxjd
 from tests import models
@@ -187,6 +192,28 @@ class TestErrors:
         with pytest.raises(ValueError, match="Make it a `jaxjd.Weighting`"):
             update(tx, jac, params, mask=jnp.ones(4, bool))
 
+    @pytest.mark.parametrize(
+        ("weighting", "message"),
+        [
+            (jaxjd.upgrad(), "a transformation, which needs no `jaxjd.aggregate`"),
+            (jaxjd.weighting.upgrad, r"write `jaxjd.weighting.upgrad\(...\)`"),
+            (jaxjd.upgrad, r"write `jaxjd.upgrad\(...\)`"),
+            (None, "Got None"),
+        ],
+    )
+    def test_what_is_no_weighting(self, weighting, message):
+        with pytest.raises(TypeError, match=f"must be a jaxjd.Weighting.*{message}"):
+            jaxjd.aggregate(weighting)
+
+    def test_a_jacobian_in_place_of_a_weighting(self, jac):
+        with pytest.raises(TypeError, match="Got a Jacobian, which `update` takes"):
+            jaxjd.aggregate(jac)
+
+    def test_a_transformation_that_is_not_called(self, params):
+        tx = optax.chain(jaxjd.upgrad, optax.sgd(0.1))
+        with pytest.raises(TypeError, match=r"write `jaxjd.upgrad\(...\)`"):
+            tx.init(params)
+
     def test_another_mask(self, params, jac):
         with pytest.raises(
             ValueError, match="`mask` must have one entry for each of the 4"
@@ -214,7 +241,13 @@ def test_transformations_are_documented_by_their_weightings():
         transformation = getattr(jaxjd, name)
         weighting = getattr(jaxjd.weighting, name)
         assert weighting.__doc__ in transformation.__doc__
+        assert transformation.__doc__.startswith("The aggregator with the weights of")
         assert transformation.__name__ == name
+        signature = inspect.signature(transformation)
+        assert signature.return_annotation is aggregating.Aggregator
+        assert signature.parameters == inspect.signature(weighting).parameters
+        assert typing.get_type_hints(transformation)["return"] is aggregating.Aggregator
+        assert pickle.loads(pickle.dumps(transformation)) is transformation
 
 
 def test_partition_errors(params, jac):

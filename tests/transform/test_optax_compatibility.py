@@ -37,6 +37,11 @@ def combined(weights_of=None):
     return jax.tree.map(lambda rows: jnp.tensordot(weights, rows, 1), ROWS)
 
 
+def eagerly(function):
+    """In the place of `jax.jit`: every operation by itself."""
+    return function
+
+
 JACOBIAN = "a Jacobian"
 STACKED = "stacked gradients"
 
@@ -45,10 +50,10 @@ def given(kind):
     return jaxjd.jac(losses)(PARAMS) if kind == JACOBIAN else ROWS
 
 
-def run(tx, updates, params=PARAMS, steps=1):
-    """The last of some updates, as one jit would compute it."""
+def run(tx, updates, params=PARAMS, steps=1, jit=jax.jit):
+    """The last of some updates, by default as one jit would compute it."""
 
-    @jax.jit
+    @jit
     def update(updates, state, params):
         return tx.update(updates, state, params)
 
@@ -99,6 +104,7 @@ def test_after_the_aggregator(name, kind):
     update = combined(jaxjd.weighting.constant(weights))
     expected = run(AFTER[name], update, steps=4)
     close(run(tx, given(kind), steps=4), expected)
+    close(run(tx, given(kind), steps=4, jit=eagerly), expected)
 
 
 @both
@@ -161,6 +167,7 @@ def test_the_process_of_optax():
     assert isinstance(jaxjd.upgrad(), aggregating.Aggregator)
 
 
+@pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated")
 class TestBeforeAndAround:
     """What would have to understand a Jacobian, and does not."""
 
@@ -168,10 +175,18 @@ class TestBeforeAndAround:
         "put the aggregator, such as jaxjd.upgrad(), first in optax.chain"
     )
 
+    @pytest.mark.parametrize("jit", [jax.jit, eagerly])
     @pytest.mark.parametrize(
         "link",
         [
             optax.clip(1.0),
+            optax.clip_by_global_norm(1.0),
+            optax.adaptive_grad_clip(0.1),
+            optax.stateless(
+                lambda updates, params: optax.tree.scale(
+                    1 / optax.global_norm(updates), updates
+                )
+            ),
             optax.scale(2.0),
             optax.add_decayed_weights(0.1),
             optax.adam(1e-3),
@@ -183,10 +198,21 @@ class TestBeforeAndAround:
             optax.add_noise(0.1, 0.1, jax.random.key(0)),
         ],
     )
-    def test_links_before(self, link):
+    def test_links_before(self, link, jit):
         with pytest.raises((TypeError, ValueError), match=self.ADVICE):
-            run(optax.chain(link, jaxjd.upgrad()), given(JACOBIAN))
+            run(optax.chain(link, jaxjd.upgrad()), given(JACOBIAN), jit=jit)
 
+    def test_a_jacobian_that_a_jit_returned(self):
+        """Its guards are made anew when it comes out."""
+        jac = jax.jit(jaxjd.jac(losses))(PARAMS)
+        with pytest.raises(TypeError, match=self.ADVICE):
+            optax.global_norm(jac)
+        several = jax.vmap(jaxjd.jac(losses))(jax.tree.map(lambda p: p[None], PARAMS))
+        with pytest.raises(TypeError, match=self.ADVICE):
+            optax.global_norm(several)
+        close(run(jaxjd.mean(), jac), combined(jaxjd.weighting.mean()))
+
+    @pytest.mark.parametrize("jit", [jax.jit, eagerly])
     @pytest.mark.parametrize(
         "wrap",
         [
@@ -197,15 +223,10 @@ class TestBeforeAndAround:
             optax.flatten,
         ],
     )
-    def test_wrappers(self, wrap):
+    def test_wrappers(self, wrap, jit):
         tx = wrap(optax.chain(jaxjd.upgrad(), optax.sgd(0.1)))
         with pytest.raises((TypeError, ValueError), match=self.ADVICE):
-            run(tx, given(JACOBIAN))
-
-    def test_clip_by_global_norm(self):
-        tx = optax.chain(optax.clip_by_global_norm(1.0), jaxjd.upgrad())
-        with pytest.raises((TypeError, ValueError), match=self.ADVICE):
-            run(tx, given(JACOBIAN))
+            run(tx, given(JACOBIAN), jit=jit)
 
 
 class TestStackedGradients:

@@ -6,11 +6,9 @@ a counterexample.
 """
 
 import functools
-import inspect
 import itertools
 import pathlib
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 import jaxjd
+from tests.weighting import registry
+from tests.weighting.registry import AGGREGATORS
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -27,86 +27,21 @@ pytestmark = pytest.mark.usefixtures("x64")
 BATCH, M, N = 100, 5, 8
 DRAWS = 500
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "aggregators.md"
-
-
-class Properties(NamedTuple):
-    """Of an aggregator A, definitions 1, 2 and 3 of the paper.
-
-    Where there is a state or a key, for each state, which is held fixed.
-    """
-
-    non_conflicting: bool
-    """Each component of J A(J) is nonnegative."""
-    linear: bool
-    """Under scaling: c -> A(diag(c) J) is linear in the scales c > 0 of the rows."""
-    weighted: bool
-    """A(J) is a combination of the rows of J."""
-
-
-PROPERTIES = {
-    "aligned_mtl": Properties(False, False, True),
-    "cagrad": Properties(False, False, True),  # With c < 1.
-    # Non-conflicting where the gradients are independent. With the length "projection".
-    "conflict_free": Properties(False, True, True),
-    "constant": Properties(False, True, True),
-    # The second as its inner weighting, here UPGrad. The first weights are UPGrad's.
-    "cr_mogm": Properties(False, True, True),
-    "dualproj": Properties(True, False, True),
-    "excess_mtl": Properties(False, False, True),
-    "fairgrad": Properties(True, False, True),
-    "graddrop": Properties(False, False, False),
-    "gradvac": Properties(False, True, True),
-    "imtl_g": Properties(False, False, True),
-    "krum": Properties(False, False, True),
-    "mean": Properties(False, True, True),
-    "mgda": Properties(True, False, True),
-    "modo": Properties(False, False, True),
-    "nash_mtl": Properties(True, False, True),
-    "pcd": Properties(False, False, True),
-    "pcgrad": Properties(False, True, True),
-    "random": Properties(False, True, True),
-    "sdmgrad": Properties(False, False, True),
-    "sum": Properties(False, True, True),
-    "trimmed_mean": Properties(False, False, False),
-    "upgrad": Properties(True, True, True),
-}
-# They have no solution where the point is Pareto-stationary.
-BARGAINING = {"fairgrad", "nash_mtl"}
-# To them the losses are not alike: they are ordered or drawn.
-ORDERED = {"constant", "gradvac", "pcd", "pcgrad", "random"}
-# They look at the coordinates of the parameters, which the others do not know.
-OF_COORDINATES = {"excess_mtl", "graddrop", "trimmed_mean"}
-# Where the update is zero: where the point is Pareto-stationary, 0 = J^T w with w >= 0
-# that is not zero, or only where it is strongly so, w > 0.
-ZERO_AT_STATIONARY = {"mgda"}
-ZERO_AT_STRONGLY_STATIONARY = {"dualproj", "upgrad"}
-
-MAKE = {name: getattr(jaxjd, name) for name in PROPERTIES} | {
-    "constant": lambda: jaxjd.constant([0.1, 0.2, 0.3, 0.4, 0.5]),
-    "cr_mogm": lambda: jaxjd.cr_mogm(jaxjd.weighting.upgrad(), num_losses=M),
-    "krum": lambda: jaxjd.krum(1),
-    "trimmed_mean": lambda: jaxjd.trimmed_mean(1),
-    **{
-        name: functools.partial(getattr(jaxjd, name), num_losses=M)
-        for name in ("excess_mtl", "gradvac", "modo", "nash_mtl", "pcd", "sdmgrad")
-    },
-}
+every = pytest.mark.parametrize("name", AGGREGATORS)
 
 
 def those_that(claim):
-    return [name for name in PROPERTIES if claim(PROPERTIES[name])]
+    return [name for name, row in AGGREGATORS.items() if claim(row)]
 
 
 @functools.cache
 def compiled(name):
     """The updates of a batch of Jacobians, and the states of as many first steps."""
-    tx = MAKE[name]()
+    tx = registry.exact(name, M)
 
     def step(J, mask, state):
-        # One batch in the place of two.
-        extra_args = {}
-        if name in ("modo", "sdmgrad"):
-            extra_args["cross_gramian"] = jnp.matmul(J, J.T, precision="highest")
+        gramian = jnp.matmul(J, J.T, precision="highest")
+        extra_args = registry.extra_args(name, gramian)
         return tx.update(J, state, jnp.zeros(N), mask=mask, **extra_args)
 
     state = jax.tree.map(
@@ -206,7 +141,8 @@ def distance_of_hull(rows):
 
 def well_posed(name):
     """[b]: those for which there is a solution, and rounding does not hide it."""
-    return stationarity() > 0.01 if name in BARGAINING else np.full(DRAWS, True)
+    bargaining = AGGREGATORS[name].bargaining
+    return stationarity() > 0.01 if bargaining else np.full(DRAWS, True)
 
 
 def test_the_jacobians():
@@ -217,18 +153,7 @@ def test_the_jacobians():
     assert 50 < (ranks < mask.sum(axis=1)).sum() < DRAWS - 50
 
 
-def test_a_row_for_every_aggregator():
-    """Those with a weighting, and those that have none."""
-    exported = {
-        name
-        for name in vars(jaxjd)
-        if hasattr(getattr(jaxjd, name), "__wrapped__")
-        or name in ("excess_mtl", "graddrop", "trimmed_mean")
-    }
-    assert set(PROPERTIES) == exported
-
-
-@pytest.mark.parametrize("name", those_that(lambda row: row.non_conflicting))
+@pytest.mark.parametrize("name", those_that(lambda row: not row.conflicts))
 def test_non_conflicting(name):
     J, _ = jacobians()
     progress = np.einsum("bmn,bn->bm", J, drawn(name))
@@ -237,7 +162,7 @@ def test_non_conflicting(name):
     assert (progress.min(axis=1) >= -1e-12 * trace)[well_posed(name)].all()
 
 
-@pytest.mark.parametrize("name", those_that(lambda row: row.non_conflicting))
+@pytest.mark.parametrize("name", those_that(lambda row: not row.conflicts))
 def test_non_conflicting_with_short_gradients(name):
     """A gradient that is short beside the others is not conflicted with either.
 
@@ -256,7 +181,7 @@ def test_conflict_free_of_independent_gradients():
     assert (progress[independent] > 0)[mask[independent]].all()
 
 
-@pytest.mark.parametrize("name", those_that(lambda row: row.linear))
+@pytest.mark.parametrize("name", those_that(lambda row: not row.not_linear))
 def test_linear_under_scaling(name):
     J, mask = jacobians()
     c, d = np.random.default_rng(2).uniform(0.1, 3, size=(2, DRAWS, M, 1))
@@ -268,7 +193,7 @@ def test_linear_under_scaling(name):
     assert error.max() <= (1e-7 if name == "gradvac" else 1e-11)
 
 
-@pytest.mark.parametrize("name", those_that(lambda row: row.weighted))
+@pytest.mark.parametrize("name", those_that(lambda row: not row.not_weighted))
 def test_weighted(name):
     J, _ = jacobians()
     assert outside_of_span(J, drawn(name))[well_posed(name)].max() <= 1e-12
@@ -286,13 +211,6 @@ def outside_of_span(J, update):
     return np.linalg.norm(rest, axis=1) / np.where(size > 0, size, 1)
 
 
-class Counterexample(NamedTuple):
-    rows: list[list[float]]
-    value: float
-    before: list[list[float]] | None = None
-    """The Jacobian of the step before, if it is no first step."""
-
-
 def update_of(name, rows, before=None):
     """The first of a batch of equal ones."""
     rows = np.asarray(rows, float)
@@ -307,71 +225,9 @@ def update_of(name, rows, before=None):
     return np.asarray(step(jnp.asarray(J), jnp.asarray(mask), state)[0])[0, :n]
 
 
-# The least cosine of the update with a gradient. No point is Pareto-stationary: there
-# is an update that conflicts with nobody.
-CONFLICTS = {
-    "aligned_mtl": Counterexample([[0, -1], [1, 3]], -0.1961),
-    "cagrad": Counterexample([[0, -1], [1, 3]], -0.6615),
-    "conflict_free": Counterexample(
-        [[-3, 2, -3], [-1, -2, 1], [-3, 3, 2], [2, -2, 1]], -0.1334
-    ),
-    "constant": Counterexample([[-1, 0], [2, -1]], -0.8321),
-    "cr_mogm": Counterexample([[1, 2], [0, -1]], -0.6459, [[-2, 0], [-2, -1]]),
-    "excess_mtl": Counterexample([[1, 2], [0, -1]], -0.8813),
-    "graddrop": Counterexample([[1, 1], [0, -1]], -0.7071),
-    "gradvac": Counterexample([[-1, 0, 1], [1, -2, -3], [1, 1, -1]], -0.5941),
-    "imtl_g": Counterexample([[-2, -6], [1, -4], [-1, 1]], -0.224),
-    "krum": Counterexample([[0, -1], [1, -1], [2, 3], [0, -1]], -0.8321),
-    "mean": Counterexample([[1, 2], [0, -1]], -0.7071),
-    "modo": Counterexample([[1, 2], [0, -1]], -0.4472),
-    "pcd": Counterexample([[1, 0], [-40, 1]], -0.6051),
-    "pcgrad": Counterexample([[-1, 0, -9], [-7, -1, 3], [5, 3, 2]], -0.224),
-    "random": Counterexample([[0, 1], [1, -1]], -0.6854),
-    "sdmgrad": Counterexample([[-1, -1], [1, 0]], -0.6562),
-    "sum": Counterexample([[1, 2], [0, -1]], -0.7071),
-    "trimmed_mean": Counterexample([[0, 1], [-1, -2], [0, 1]], -0.8944),
-}
-# The norm of A((I + C) J) - A(J) - A(C J) beside that of A((I + C) J), where C is
-# diag(3, 1, ..., 1).
-NOT_LINEAR = {
-    "aligned_mtl": Counterexample([[0, -1], [2, 0]], 0.25),
-    "cagrad": Counterexample([[0, 1], [1, -1]], 0.2339),
-    "dualproj": Counterexample([[0, 1], [1, -1]], 0.25),
-    "excess_mtl": Counterexample([[0, 1], [1, 0]], 0.1525),
-    "fairgrad": Counterexample([[0, 1], [1, 0]], 1.587),
-    "graddrop": Counterexample([[-1, 0], [2, -1]], 1.118),
-    "imtl_g": Counterexample([[1, 2], [2, 8], [1, 0]], 0.1214),
-    "krum": Counterexample([[1, 0], [2, 0], [4, 0], [8, 0], [16, 0]], 0.25),
-    "mgda": Counterexample([[0, 1], [1, 0]], 0.1118),
-    "modo": Counterexample([[0, 1], [1, 0]], 0.4031),
-    "nash_mtl": Counterexample([[0, 1], [1, 0]], 1.0),
-    "pcd": Counterexample([[1, 0], [-40, 1]], 0.0635, [[1, 0], [-40, 1]]),
-    "sdmgrad": Counterexample([[2, -3], [-1, 1]], 4.138),
-    "trimmed_mean": Counterexample([[0, 1], [0, 2], [-2, 0]], 0.25),
-}
-# The part of the update outside of the span of the rows.
-NOT_WEIGHTED = {
-    "graddrop": Counterexample([[-3, -1, -1], [0, 2, -1], [2, 2, 0]], 0.2274),
-    "trimmed_mean": Counterexample([[2, 3, 0], [-2, 2, -2], [-3, -2, -1]], 0.2704),
-}
-# The norm of A(J Q) - A(J) Q beside that of A(J), where Q turns by 45 degrees.
-NOT_ROTATED = {
-    "excess_mtl": Counterexample([[-1, 2], [0, -3]], 2.1953),
-    "graddrop": Counterexample([[-1, -2], [0, 1]], 1.5811),
-    "trimmed_mean": Counterexample([[0, 1], [0, 2], [-2, 0]], 0.7071),
-}
-
-
-def test_whatever_is_denied_has_a_counterexample():
-    assert set(CONFLICTS) == set(those_that(lambda row: not row.non_conflicting))
-    assert set(NOT_LINEAR) == set(those_that(lambda row: not row.linear))
-    assert set(NOT_WEIGHTED) == set(those_that(lambda row: not row.weighted))
-    assert set(NOT_ROTATED) == OF_COORDINATES
-
-
-@pytest.mark.parametrize("name", CONFLICTS)
+@pytest.mark.parametrize("name", those_that(lambda row: row.conflicts))
 def test_conflicts(name):
-    rows, value, before = CONFLICTS[name]
+    rows, value, before = AGGREGATORS[name].conflicts
     units = np.asarray(rows) / lengths(np.asarray(rows))[:, None]
     assert distance_of_hull(units) > 0.01
     update = update_of(name, rows, before)
@@ -380,9 +236,9 @@ def test_conflicts(name):
     assert cosine < -0.1
 
 
-@pytest.mark.parametrize("name", NOT_LINEAR)
+@pytest.mark.parametrize("name", those_that(lambda row: row.not_linear))
 def test_not_linear_under_scaling(name):
-    rows, value, before = NOT_LINEAR[name]
+    rows, value, before = AGGREGATORS[name].not_linear
     scales = np.array([3, 1, 1, 1, 1])[: len(rows), None]
     together = update_of(name, (1 + scales) * rows, before)
     apart = update_of(name, rows, before) + update_of(name, scales * rows, before)
@@ -391,9 +247,9 @@ def test_not_linear_under_scaling(name):
     assert error > 0.05
 
 
-@pytest.mark.parametrize("name", NOT_WEIGHTED)
+@pytest.mark.parametrize("name", those_that(lambda row: row.not_weighted))
 def test_not_weighted(name):
-    rows, value, _ = NOT_WEIGHTED[name]
+    rows, value, _ = AGGREGATORS[name].not_weighted
     update = update_of(name, rows)
     w = np.linalg.lstsq(np.asarray(rows, float).T, update, rcond=1e-10)[0]
     rest = np.linalg.norm(update - w @ rows) / np.linalg.norm(update)
@@ -401,9 +257,9 @@ def test_not_weighted(name):
     assert rest > 0.1
 
 
-@pytest.mark.parametrize("name", NOT_ROTATED)
+@pytest.mark.parametrize("name", those_that(lambda row: row.not_rotated))
 def test_the_coordinates_matter(name):
-    rows, value, _ = NOT_ROTATED[name]
+    rows, value, _ = AGGREGATORS[name].not_rotated
     rotation = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
     update = update_of(name, rows)
     turned = update_of(name, rows @ rotation)
@@ -412,7 +268,7 @@ def test_the_coordinates_matter(name):
     assert error > 0.1
 
 
-@pytest.mark.parametrize("name", sorted(set(PROPERTIES) - OF_COORDINATES))
+@pytest.mark.parametrize("name", those_that(lambda row: not row.not_rotated))
 def test_the_coordinates_do_not_matter(name):
     """To whatever knows the Gramian only."""
     J, mask = (arrays[:BATCH] for arrays in jacobians())
@@ -423,7 +279,7 @@ def test_the_coordinates_do_not_matter(name):
     assert error[well_posed(name)[:BATCH]].max() <= 1e-7
 
 
-@pytest.mark.parametrize("name", sorted(set(PROPERTIES) - ORDERED))
+@pytest.mark.parametrize("name", those_that(lambda row: not row.ordered))
 def test_the_order_of_the_losses_does_not_matter(name):
     """To the update of a first step."""
     J, mask = (arrays[:BATCH] for arrays in jacobians())
@@ -464,21 +320,21 @@ def zero_updates(name, strongly):
     return np.linalg.norm(later(name, J, mask), axis=1) < 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(set(PROPERTIES) - BARGAINING))
+@pytest.mark.parametrize("name", those_that(lambda row: not row.bargaining))
 def test_strongly_stationary(name):
     """No loss can decrease unless another increases."""
     zero = zero_updates(name, strongly=True)
-    if name in ZERO_AT_STATIONARY | ZERO_AT_STRONGLY_STATIONARY:
+    if AGGREGATORS[name].zero_at in ("stationary", "strongly"):
         assert zero.all()
     else:
         assert not zero.any()
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
+@every
 def test_weakly_stationary(name):
     """Not all losses can decrease, but some can."""
     zero = zero_updates(name, strongly=False)
-    if name in ZERO_AT_STATIONARY:
+    if AGGREGATORS[name].zero_at == "stationary":
         assert zero.all()
     elif name == "cagrad":
         # Where its ball has a step that conflicts with nobody: no better one exists.
@@ -494,32 +350,12 @@ def rows_of_page():
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in lines}
 
 
-def test_the_page_has_the_same_properties():
-    rows = rows_of_page()
-    assert list(rows) == sorted(PROPERTIES)
-    marks = {name: [cell[0] for cell in cells[4:7]] for name, cells in rows.items()}
-    assert {mark for three in marks.values() for mark in three} == {"✓", "\u2013"}
-    assert {
-        name: Properties(*(mark == "✓" for mark in three))
-        for name, three in marks.items()
-    } == PROPERTIES
-
-
-@pytest.mark.parametrize("name", PROPERTIES)
-def test_the_page_has_parameters_and_references(name):
-    cells = rows_of_page()[name]
-    parameters = []
-    for parameter in inspect.signature(getattr(jaxjd, name)).parameters.values():
-        default = parameter.default
-        if default is parameter.empty:
-            parameters.append(f"`{parameter.name}`")
-        else:
-            default = default.__name__ if callable(default) else repr(default)
-            parameters.append(f"`{parameter.name}={default}`")
-    assert cells[3] == ", ".join(parameters)
+@every
+def test_the_page_has_the_references(name):
+    reference = rows_of_page()[name][-1]
     documentation = getattr(jaxjd, name).__doc__
-    assert ("**Reference:**" in documentation) == bool(cells[-1])
-    for number in re.findall(r"arxiv.org/abs/([\d.]+)", cells[-1]):
+    assert ("**Reference:**" in documentation) == bool(reference)
+    for number in re.findall(r"arxiv.org/abs/([\d.]+)", reference):
         assert f"arXiv:{number}" in documentation
-    for author, year in re.findall(r"\[(\S+).*?\((\d+)\)\]", cells[-1]):
+    for author, year in re.findall(r"\[(\S+).*?\((\d+)\)\]", reference):
         assert re.search(rf"{author}[^(]*\({year}\)", documentation)

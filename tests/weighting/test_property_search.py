@@ -7,16 +7,16 @@ parallel, opposed or orthogonal. Most of the small integers that are drawn here 
 import numpy as np
 import pytest
 
+from tests.weighting.registry import AGGREGATORS
 from tests.weighting.test_properties import (
-    BARGAINING,
     BATCH,
-    PROPERTIES,
     M,
     N,
     distance_of_hull,
     later,
     lengths,
     outside_of_span,
+    those_that,
 )
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -55,14 +55,18 @@ def jacobians(draw):
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 @hypothesis.given(drawn=st.lists(jacobians(), min_size=BATCH, max_size=BATCH))
-@pytest.mark.parametrize("name", [name for name in PROPERTIES if any(PROPERTIES[name])])
+@pytest.mark.parametrize(
+    "name",
+    those_that(lambda row: not (row.conflicts and row.not_linear and row.not_weighted)),
+)
 def test_claims(name, drawn):
     J, mask = np.zeros((BATCH, M, N)), np.zeros((BATCH, M), bool)
     for b, rows in enumerate(drawn):
         m, n = rows.shape
         J[b, :m, :n], mask[b, :m] = rows, True
     checked = np.ones(BATCH, bool)
-    if name in BARGAINING:
+    row = AGGREGATORS[name]
+    if row.bargaining:
         checked = np.array([well_posed(rows) for rows in drawn])
     update = later(name, J, mask)
     assert np.isfinite(update).all()
@@ -73,8 +77,7 @@ def test_claims(name, drawn):
         worst = np.where(checked, error, 0).argmax()
         assert not checked[worst] or error[worst] <= bound, drawn[worst]
 
-    claimed = PROPERTIES[name]
-    if claimed.non_conflicting:
+    if not row.conflicts:
         # The same bounds as in `test_properties`.
         progress = np.einsum("bmn,bn->bm", J, update)
         holds(-progress.min(axis=1) / size**2, 1e-12)
@@ -82,9 +85,9 @@ def test_claims(name, drawn):
         length = np.linalg.norm(update, axis=1)
         cosines = progress / lengths(J) / np.where(length > 0, length, 1)[:, None]
         holds(np.where(length > 1e-9 * size, -cosines.min(axis=1), 0), 1e-6)
-    if claimed.weighted:
+    if not row.not_weighted:
         holds(outside_of_span(J, update), 1e-12)
-    if claimed.linear:
+    if not row.not_linear:
         c, d = np.random.default_rng(0).uniform(0.1, 3, size=(2, BATCH, M, 1))
         apart = later(name, c * J, mask) + later(name, d * J, mask)
         error = np.linalg.norm(later(name, (c + d) * J, mask) - apart, axis=1)

@@ -1,7 +1,7 @@
 """Is it true what the page says of gradients that are zero, opposed, or no numbers?
 
-Each cell of its table "Unusual gradients" is looked up in `WORDS`, and holds for a few
-random Jacobians of that kind, in float32, in a first step.
+Each word of the registry is looked up in `WORDS`, and holds for a few random Jacobians
+of that kind, in float32, in a first step.
 """
 
 import functools
@@ -16,39 +16,27 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-import jaxjd
-from tests.weighting import test_weightings
-from tests.weighting.test_weightings import ROWS, M, gramian, weigh
+from tests.weighting import registry, test_weightings
+from tests.weighting.registry import AGGREGATORS, KINDS, OF_ROWS, WEIGHTINGS
+from tests.weighting.test_weightings import M, gramian, weigh
 
 N = 12
 SEEDS = range(8)
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "aggregators.md"
-# They look at the rows themselves, and have no weighting.
-OF_ROWS = {
-    "excess_mtl": jaxjd.excess_mtl(num_losses=M),
-    "graddrop": jaxjd.graddrop(),
-    "trimmed_mean": jaxjd.trimmed_mean(1),
-}
-NOT_FINITE = "a NaN or an infinity"
+NOT_FINITE = KINDS[0]
 
 
 def section():
     return PAGE.read_text().split("\n## Unusual gradients\n")[1].split("\n## ")[0]
 
 
-def table():
-    """The words of each cell, by the aggregator and then by the kind of gradients."""
-    header, _, *lines = re.findall(r"^\|(.*)\|$", section(), re.MULTILINE)
-    kinds = [cell.strip() for cell in header.split("|")[1:]]
-    rows = {}
-    for line in lines:
-        name, *cells = (cell.strip(" `\u2076\u2077") for cell in line.split("|"))
-        words = [cell.split(", ") for cell in cells]
-        rows[name] = dict(zip(kinds, words, strict=True))
-    return rows
+def words_of(row):
+    """Those of each kind of gradients, without their footnotes."""
+    cells = [cell.strip(" \u2076\u2077").split(", ") for cell in row.unusual.split("|")]
+    return dict(zip(KINDS, cells, strict=True))
 
 
-TABLE = table()
+TABLE = {name: words_of(row) for name, row in AGGREGATORS.items()}
 every = pytest.mark.parametrize("name", TABLE)
 
 
@@ -83,7 +71,7 @@ class Outcome(NamedTuple):
 
 @functools.cache
 def compiled(name: str) -> Any:
-    tx = OF_ROWS[name]
+    tx = registry.transformation(name, M)
     return jax.jit(
         lambda J, mask: tx.update(J, tx.init(jnp.zeros(N)), jnp.zeros(N), mask=mask)
     )
@@ -259,8 +247,9 @@ def fixed(case):
 
 
 def as_the_other(case):
-    """The weighting whose average it is, here IMTL-G."""
-    expected = step("imtl_g", case.J).weights
+    """The weighting whose average it is, here UPGrad as in the registry."""
+    (inner,) = registry.AGGREGATORS[case.name].arguments(M)
+    expected = jax.jit(inner)(jnp.asarray(case.J @ case.J.T))
     assert_allclose(case.weights, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -293,10 +282,9 @@ WORDS: dict[str, Callable[[Case], None]] = {
 
 
 def test_every_aggregator_and_every_word():
-    """The rows are those of the first table, and the words those that it explains."""
-    others = re.findall(r"^\| `(\w+)` \|", PAGE.read_text().split("\n## ")[0], re.M)
-    assert list(TABLE) == others
-    assert {*ROWS, *OF_ROWS} == set(TABLE)
+    """The page has the rows of the registry, and explains their words."""
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section(), re.M))
+    assert rows == {name: row.unusual for name, row in AGGREGATORS.items()}
     used = {word for row in TABLE.values() for words in row.values() for word in words}
     explained = re.findall(r"^- `(.+?)`", section(), re.MULTILINE)
     assert len(explained) == len(set(explained))
@@ -331,7 +319,7 @@ def spoilt_gramians():
             yield one.at[place].set(value).at[place[::-1]].set(value)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", WEIGHTINGS)
 def test_a_gramian_that_is_not_finite(name):
     """No number comes out, and the state stays as it was: the next step is a first."""
     (word,) = TABLE[name][NOT_FINITE]
@@ -360,7 +348,7 @@ def test_rows_that_are_not_finite(name):
         update, _, state = step(name, spoilt)
         if "NaN" in words:
             assert np.isnan(update).all()
-            assert same(state, OF_ROWS[name].init(jnp.zeros(N)))
+            assert same(state, registry.transformation(name, M).init(jnp.zeros(N)))
             continue
         assert "there" in words
         elsewhere = np.arange(N) != 3

@@ -1,8 +1,6 @@
-"""The registry: what every weighting does, a row each."""
+"""Does every weighting do what all of them must?"""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,75 +9,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxjd
+from tests.weighting import registry
+from tests.weighting.registry import AGGREGATORS, COMBINATORS, OF_ROWS, WEIGHTINGS
 
 M = 6
-
-
-def itself_as_cross_gramian(gramian):
-    return {"cross_gramian": gramian}
-
-
-class Row(NamedTuple):
-    """A weighting of m losses, and what is particular about it."""
-
-    make: Callable[[int], jaxjd.Weighting]
-    extra_args: Callable[[jax.Array], dict[str, Any]] = lambda gramian: {}
-    """What `update` needs besides the Gramian."""
-    blind: bool = False
-    """The weights do not depend on the Gramian: it may be NaN."""
-    drawn: bool = False
-    """The weights are random: the losses are not alike."""
-    least: int = 1
-    """How many losses there must be."""
-    scale_free: bool = True
-    """The weights are the same for gradients in another unit."""
-
-
-ROWS = {
-    "aligned_mtl": Row(lambda m: jaxjd.weighting.aligned_mtl()),
-    "cagrad": Row(lambda m: jaxjd.weighting.cagrad()),
-    "conflict_free": Row(lambda m: jaxjd.weighting.conflict_free()),
-    "constant": Row(
-        lambda m: jaxjd.weighting.constant(jnp.linspace(2.0, -1.0, m)), blind=True
-    ),
-    "cr_mogm": Row(
-        lambda m: jaxjd.weighting.cr_mogm(jaxjd.weighting.imtl_g(), num_losses=m)
-    ),
-    "dualproj": Row(lambda m: jaxjd.weighting.dualproj()),
-    "fairgrad": Row(
-        lambda m: jaxjd.weighting.fairgrad(),
-        scale_free=False,  # Where G is s times as large, w is s^(-2/3) as large.
-    ),
-    "gradvac": Row(lambda m: jaxjd.weighting.gradvac(num_losses=m), drawn=True),
-    "imtl_g": Row(lambda m: jaxjd.weighting.imtl_g()),
-    "krum": Row(lambda m: jaxjd.weighting.krum(1, 2), least=4),
-    "mean": Row(lambda m: jaxjd.weighting.mean(), blind=True),
-    "mgda": Row(lambda m: jaxjd.weighting.mgda()),
-    "modo": Row(
-        lambda m: jaxjd.weighting.modo(num_losses=m),
-        extra_args=itself_as_cross_gramian,
-        scale_free=False,  # Its step size is in the units of the Gramian.
-    ),
-    "nash_mtl": Row(
-        lambda m: jaxjd.weighting.nash_mtl(num_losses=m),
-        scale_free=False,  # The norm of the update is limited.
-    ),
-    "pcd": Row(
-        lambda m: jaxjd.weighting.pcd(num_losses=m),
-        scale_free=False,  # Its epsilon is in the units of the Gramian.
-    ),
-    "pcgrad": Row(lambda m: jaxjd.weighting.pcgrad(), drawn=True),
-    "random": Row(lambda m: jaxjd.weighting.random(), blind=True, drawn=True),
-    "sdmgrad": Row(
-        lambda m: jaxjd.weighting.sdmgrad(num_losses=m),
-        extra_args=itself_as_cross_gramian,
-    ),
-    "sum": Row(lambda m: jaxjd.weighting.sum(), blind=True),
-    "upgrad": Row(lambda m: jaxjd.weighting.upgrad()),
-}
-# From a weighting to a weighting: they have no transformation of their own.
-COMBINATORS = {"normalize", "regularize", "scale_by_losses"}
-every = pytest.mark.parametrize("name", ROWS)
+every = pytest.mark.parametrize("name", WEIGHTINGS)
 
 
 def gramian(key=0, rank=M, dtype=jnp.float32):
@@ -94,12 +28,12 @@ def compiled(name, m=M):
 
 @functools.cache
 def compiled_for(name, m):
-    weighting = ROWS[name].make(m)
+    weighting = registry.weighting(name, m)
     traces = []
 
     def update(gramian, state, mask):
         traces.append(gramian)
-        extra_args = ROWS[name].extra_args(gramian)
+        extra_args = registry.extra_args(name, gramian)
         return weighting.update(gramian, state, mask=mask, **extra_args)
 
     return weighting.init, jax.jit(update), traces
@@ -114,9 +48,9 @@ def weigh(name, gramian, mask=None):
 
 def refused(name, gramian):
     """Whatever the weighting has to say against it."""
-    row = ROWS[name]
-    weighting = row.make(M)
-    return weighting.update(gramian, weighting.init(), **row.extra_args(gramian))
+    weighting = registry.weighting(name, M)
+    extra_args = registry.extra_args(name, gramian)
+    return weighting.update(gramian, weighting.init(), **extra_args)
 
 
 def test_the_registry_is_complete():
@@ -124,9 +58,13 @@ def test_the_registry_is_complete():
         name for name in vars(jaxjd.weighting) if name[0].islower() and name[0] != "_"
     }
     modules = {name for name in exported if "_" + name in vars(jaxjd.weighting)}
-    assert exported == set(ROWS) | COMBINATORS == modules
-    assert all(callable(getattr(jaxjd, name)) for name in ROWS)
+    assert exported == set(WEIGHTINGS) | COMBINATORS == modules
+    assert all(callable(getattr(jaxjd, name)) for name in AGGREGATORS)
     assert not any(hasattr(jaxjd, name) for name in COMBINATORS)
+    of_rows = {name for name, value in vars(jaxjd.transform).items() if callable(value)}
+    others = {"aggregate", "aggregator", "partition"}
+    assert set(OF_ROWS) == {name for name in of_rows if name.islower()} - others
+    assert list(AGGREGATORS) == sorted(AGGREGATORS)
 
 
 @every
@@ -194,7 +132,7 @@ def test_losses_that_are_missing(name):
         spoilt = jnp.where(mask[:, None] & mask[None], one, jnp.nan)
         weights = weigh(name, spoilt, jnp.asarray(mask))
         assert_array_equal(weights[~mask], 0)
-        if ROWS[name].drawn or name == "constant":
+        if WEIGHTINGS[name].drawn or name == "constant":
             assert_array_equal(weights, weigh(name, one, jnp.asarray(mask)))
             assert weights.any()
         else:
@@ -207,15 +145,16 @@ def test_losses_that_are_missing(name):
 @pytest.mark.parametrize("name", ["cagrad", "gradvac", "imtl_g", "nash_mtl", "sdmgrad"])
 def test_outside_of_jit_nothing_is_compiled_twice(name):
     """Loops and conditions neither, which JAX knows by their functions."""
-    row, compiled = ROWS[name], []
+    compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: "backend_compile" in event and compiled.append(event)
     )
     # Of a size that no other test has compiled anything for.
-    weighting, one = row.make(7), jnp.eye(7) + 0.1
+    weighting, one = registry.weighting(name, 7), jnp.eye(7) + 0.1
     for _ in range(2):
         before = len(compiled)
-        weighting.update(one, weighting.init(), **row.extra_args(one))
+        extra_args = registry.extra_args(name, one)
+        weighting.update(one, weighting.init(), **extra_args)
     assert 0 < before == len(compiled)
 
 
@@ -227,17 +166,18 @@ def test_a_single_loss(name):
     init, update, _ = compiled(name, 1)
     one = jnp.ones((1, 1))
     # Traced only: to compile it takes as long as all the other tests.
-    if ROWS[name].least == 1:
+    least = WEIGHTINGS[name].least
+    if least == 1:
         weights, _ = jax.eval_shape(update, one, init(), jnp.ones(1, bool))
         assert weights.shape == (1,)
     else:
-        with pytest.raises(ValueError, match=f"at least {ROWS[name].least} losses"):
+        with pytest.raises(ValueError, match=f"at least {least} losses"):
             jax.eval_shape(update, one, init(), jnp.ones(1, bool))
 
 
 @every
 def test_the_scale_of_the_gradients_does_not_matter(name):
-    if not ROWS[name].scale_free:
+    if not WEIGHTINGS[name].scale_free:
         pytest.skip("To it it does.")
     one = gramian(rank=12)
     expected = weigh(name, one)
@@ -248,7 +188,7 @@ def test_the_scale_of_the_gradients_does_not_matter(name):
 
 @every
 def test_permuting_the_losses_permutes_the_weights(name):
-    if name in ("constant", "pcd") or ROWS[name].drawn:
+    if WEIGHTINGS[name].ordered:
         pytest.skip("To it the losses are not alike.")
     order = jnp.array([3, 1, 0, 5, 4, 2])
     one = gramian()
@@ -273,9 +213,8 @@ def test_a_gramian_of_integers(name):
 
 @every
 def test_extra_arguments_of_others(name):
-    weighting, row = ROWS[name].make(M), ROWS[name]
-    one = gramian()
-    extra_args = row.extra_args(one) | {"of_another_link": None}
+    weighting, one = registry.weighting(name, M), gramian()
+    extra_args = registry.extra_args(name, one) | {"of_another_link": None}
     jax.eval_shape(lambda: weighting.update(one, weighting.init(), **extra_args))
 
 

@@ -78,6 +78,26 @@ def window(p, start):
     return jnp.sum(jnp.tanh(lax.dynamic_slice(p["e"], (start, 1), (2, 2))) ** 2)
 
 
+def other_index_types(p, tokens):
+    """Their type may not hold the length of the axis, nor fit into int32."""
+    modes = (
+        lax.GatherScatterMode.CLIP,
+        lax.GatherScatterMode.FILL_OR_DROP,
+        lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )
+    # Not by `jnp`'s indexing: it computes in the index's type before it looks up.
+    numbers = lax.GatherDimensionNumbers((1,), (0,), (0,))
+    last = p["e"].shape[0] - 1
+    indices = (tokens, tokens, jnp.minimum(tokens, min(last, np.iinfo("int8").max)))
+    rows = [
+        lax.gather(p["e"], i[:, None], numbers, (1, 3), mode=mode, fill_value=0)
+        for i, mode in zip(indices, modes, strict=True)
+    ]
+    start = (tokens[0], jnp.zeros((), tokens.dtype))
+    rows.append(lax.dynamic_slice(p["e"], start, (2, 2)))
+    return sum(jnp.sum(jnp.tanh((n + 1) * row) ** 2) for n, row in enumerate(rows))
+
+
 def in_many_places(p, x):
     """The same weight in unrolled steps, and once on the other side."""
     h = x[0]
@@ -98,6 +118,13 @@ def shared_operand(p, x):
 def shared_operand_read_otherwise(p, x):
     """The same operand, but not the same axis of it."""
     return jnp.sum(jnp.tanh(x @ p["w"]) ** 2) + jnp.sum(jnp.tanh(p["v"] @ x) ** 2)
+
+
+def in_two_forms(p, x):
+    """Laid out alike, but one product contracts an axis, the other one two."""
+    one = jnp.einsum("tij,iko->tjko", x, p["w"])
+    two = jnp.einsum("tij,ijo->to", x, p["w"])
+    return jnp.sum(jnp.tanh(one) ** 2) + jnp.sum(jnp.tanh(two) ** 2)
 
 
 def class_token(p, x):
@@ -144,6 +171,7 @@ CASES = {
         {"w": normal(4, 5), "v": normal(4, 4)},
         normal(m, 4, 4),
     ),
+    in_two_forms: ({"w": normal(2, 3, 4)}, normal(m, 5, 2, 3)),
     several_losses: ({"w": normal(4, 5), "b": normal(5)}, normal(m, 6, 4), "b"),
     several_losses_tied: (e, tokens),
     class_token: ({"c": normal(4), "w": normal(4, 5)}, normal(m, 6, 4), "c"),
@@ -168,6 +196,25 @@ def test_rule(fun, agrees):
     agrees(fun, params, x, direct=direct)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "length"),
+    [
+        ("int8", 300),
+        ("uint8", 300),
+        ("int16", 40_000),
+        ("uint16", 70_000),
+        ("int32", 300),
+        ("uint32", 300),
+        ("int64", 300),
+        ("uint64", 300),
+    ],
+)
+def test_index_type(dtype, length, agrees):
+    last = np.iinfo(dtype).max
+    tokens = np.array([[last, 3, 3], [1, 127, last], [last // 2, last, 7]], dtype)
+    agrees(other_index_types, {"e": normal(length, 3)}, tokens)
+
+
 CONVOLUTIONS = {
     "1d": ((3, 4, 5), (9, 4), {}),
     "2d_strided": ((3, 2, 4, 5), (7, 6, 4), {"window_strides": (2, 1)}),
@@ -179,6 +226,16 @@ CONVOLUTIONS = {
         (3, 2, 4, 5),
         (4, 5, 4),
         {"lhs_dilation": (2, 3), "padding": ((1, 2), (0, 1))},
+    ),
+    "transposed_and_cropped": (
+        (2, 1, 4, 5),
+        (4, 5, 4),
+        {"lhs_dilation": (2, 3), "padding": ((-1, 2), (-2, -3))},
+    ),
+    "cropped_to_nothing": (
+        (3, 2, 4, 5),
+        (7, 6, 4),
+        {"padding": ((-4, -1), (0, 0)), "window_strides": (2, 1)},
     ),
     "grouped": ((3, 2, 2, 6), (5, 4, 4), {"feature_group_count": 2}),
     "depthwise": ((3, 2, 1, 8), (5, 4, 4), {"feature_group_count": 4}),

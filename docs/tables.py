@@ -1,0 +1,113 @@
+"""Writes what the tables of methods repeat.
+
+    python -m docs.tables
+
+A method has one row by hand in the first table of `docs/aggregators.md`, and one in the
+registry of the tests. The parameters and the marks of that row come from the signature
+and the registry, the table "Unusual gradients" from the registry, and the README's
+table from the first.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jaxjd
+from tests.weighting.registry import AGGREGATORS, KINDS, OF_ROWS
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "aggregators.md"
+README = ROOT / "README.md"
+ROW = re.compile(r"^\| `(\w+)` \|(.*)\|$", re.MULTILINE)
+
+
+def pages() -> dict[Path, str]:
+    """What each page should be."""
+    page, readme = PAGE.read_text(), README.read_text()
+    page = in_section(page, "# The aggregators", completed)
+    page = in_section(page, "## Unusual gradients", unusual)
+    rows = cells(page.split("\n## ")[0])
+    return {
+        PAGE: page,
+        README: in_section(readme, "## Methods", lambda text: methods(text, rows)),
+    }
+
+
+def in_section(text: str, title: str, table: Callable[[str], list[list[str]]]) -> str:
+    """The page, with another first table in one of its sections."""
+    start = text.index(f"{title}\n")
+    end = text.find("\n## ", start + len(title))
+    section = text[start : end if end > 0 else len(text)]
+    old = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)[0]
+    header, *rows = table(section)
+    lines = [written(header), "|" + "---|" * len(header) + "\n", *map(written, rows)]
+    return text.replace(old, "".join(lines))
+
+
+def written(row: list[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in row) + "\n"
+
+
+def cells(section: str) -> dict[str, list[str]]:
+    """The cells of each row of its table, after the name."""
+    return {
+        name: [cell.strip() for cell in line.split("|")]
+        for name, line in ROW.findall(section)
+    }
+
+
+def completed(section: str) -> list[list[str]]:
+    """The rows with the parameters of the signatures, and the marks of the registry."""
+    header = ["aggregator", "the update is", "looks at", "state", "parameters"]
+    table = [[*header, "non-conflicting", "linear", "weighted", "reference"]]
+    for name, row in sorted(cells(section).items()):
+        claims = AGGREGATORS[name]
+        denied = (claims.conflicts, claims.not_linear, claims.not_weighted)
+        row[3] = ", ".join(parameters(name))
+        for column, counterexample in enumerate(denied, 4):
+            mark = "\u2013" if counterexample else "✓"
+            row[column] = f"{mark} {row[column][1:].strip()}".strip()
+        table.append([f"`{name}`", *row])
+    return table
+
+
+def parameters(name: str) -> list[str]:
+    texts = []
+    for parameter in inspect.signature(getattr(jaxjd, name)).parameters.values():
+        default = parameter.default
+        if default is parameter.empty:
+            texts.append(f"`{parameter.name}`")
+        else:
+            default = default.__name__ if callable(default) else repr(default)
+            texts.append(f"`{parameter.name}={default}`")
+    return texts
+
+
+def unusual(section: str) -> list[list[str]]:
+    del section
+    return [
+        ["aggregator", *KINDS],
+        *(
+            [f"`{name}`", *row.unusual.split(" | ")]
+            for name, row in AGGREGATORS.items()
+        ),
+    ]
+
+
+def methods(section: str, rows: dict[str, list[str]]) -> list[list[str]]:
+    """In the order of the README; what is new comes before those that look at rows."""
+    old = [name for name in cells(section) if name in rows]
+    names = old + [name for name in rows if name not in old]
+    table = [["name", "what the update is", "state", "parameters", "paper"]]
+    for name in sorted(names, key=lambda name: name in OF_ROWS):
+        update, _, state, given, *_, reference = rows[name]
+        state = "" if state == "none" else state
+        given = re.sub(r"=.*?`", "`", given)
+        table.append([f"`{name}`", update, state, given, reference])
+    return table
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)

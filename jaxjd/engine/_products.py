@@ -1,0 +1,70 @@
+"""Products of rows of Jacobians with each other, and combinations of them.
+
+Rows come as one array per parameter, [rows, *shape of the parameter].
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxjd._numerics import accumulation_dtype
+
+# As `jax.lax.dot_general` takes them: the contracted axes, and the batch axes.
+Axes = tuple[Sequence[int], Sequence[int]]
+
+
+def contract(x: Array, y: Array, contracted: Axes, batch: Axes = ((), ())) -> Array:
+    """`jax.lax.dot_general` in full precision, float32 or wider.
+
+    The products are accumulated in the dtype of the result, and never in the reduced
+    precision that accelerators use for float32 by default: a Gramian that is off by
+    1e-3 has no dual cone left to speak of.
+    """
+    dtype = accumulation_dtype(x, y)
+
+    def product(x: Array, y: Array) -> Array:
+        return jax.lax.dot_general(
+            x,
+            y,
+            (contracted, batch),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=dtype,
+        )
+
+    def widened(x: Array, y: Array) -> Array:
+        return product(x.astype(dtype), y.astype(dtype))
+
+    if x.dtype != y.dtype or x.dtype == dtype:
+        return widened(x, y)
+    # Accelerators multiply narrow types in hardware. On a CPU, XLA's matrix product
+    # refuses bfloat16 operands with a float32 result, except in shapes that it handles
+    # by other code.
+    return jax.lax.platform_dependent(x, y, cpu=widened, default=product)
+
+
+def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
+    """Inner products of every row of `left` with every row of `right`."""
+    dtype = accumulation_dtype(*left, *right)
+    total = jnp.zeros((left[0].shape[0], right[0].shape[0]), dtype)
+    for x, y in zip(left, right, strict=True):
+        x, y = x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
+        total += contract(x, y, ((1,), (1,))).astype(dtype)
+    return total
+
+
+def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
+    """`Jᵀ w`, in the dtypes of the rows."""
+
+    def combination(leaf: Array) -> Array:
+        dtype = accumulation_dtype(leaf)
+        combined = jnp.tensordot(
+            weights.astype(dtype),
+            leaf.astype(dtype),
+            1,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return combined.astype(leaf.dtype)
+
+    return [combination(leaf) for leaf in rows]
