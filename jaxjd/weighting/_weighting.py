@@ -77,12 +77,12 @@ class Weighting:
 
         **Raises:** `TypeError` if it is not, or if `gramian` is not an array.
         """
-        if isinstance(gramian, jax.Array) and not gramian.ndim:
+        if hasattr(gramian, "_fields"):
+            # optax.inject_hyperparams takes it for a schedule with a state.
             raise TypeError(
-                "A weighting must be called with a Gramian, [m, m]. Got a scalar, "
-                f"{gramian.dtype}. If it comes from optax.inject_hyperparams, which "
-                "takes whatever can be called for a schedule, say there "
-                "`static_args='weighting'`."
+                "A weighting must be called with a Gramian, [m, m]. Got a state, "
+                f"{type(gramian).__name__}. In optax.inject_hyperparams, which takes "
+                "whatever can be called for a schedule, say `static_args='weighting'`."
             )
         check_gramian(gramian)
         state = self.init()
