@@ -170,14 +170,15 @@ def trace(
         return fun(*jax.tree.unflatten(structure, leaves))
 
     closed, (losses, aux) = jax.make_jaxpr(flat, return_shape=True)(*examples)
-    consts = [jnp.asarray(c) if not is_array(c) else c for c in closed.consts]
+    loss_leaves = jax.tree.leaves(losses)
+    jaxpr, consts, num_pieces = closed.jaxpr, list(closed.consts), len(loss_leaves)
+    if axes is None:
+        jaxpr, more, num_pieces = _pieces.split(jaxpr, num_pieces)
+        consts = [*more, *consts]
+    consts = [jnp.asarray(c) if not is_array(c) else c for c in consts]
     offset = len(consts)
     if axes is not None:
         axes = (None,) * offset + axes
-    loss_leaves = jax.tree.leaves(losses)
-    jaxpr, num_pieces = closed.jaxpr, len(loss_leaves)
-    if axes is None:
-        jaxpr, num_pieces = _pieces.split(jaxpr, num_pieces)
     positions = np.where(arrays, np.cumsum(arrays) - 1 + offset, -1)
     avals = tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
     function = LossFunction(

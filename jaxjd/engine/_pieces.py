@@ -12,10 +12,11 @@ JAX then visits only the equations that this piece depends on.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from jaxjd.engine import _jaxpr
@@ -126,16 +127,18 @@ def _elementwise(eqn: Any, operands: list[Any]) -> Parts:
     return Parts(arrays, split.shape)
 
 
-def split(jaxpr: Any, num_losses: int) -> tuple[Any, int]:
+def split(jaxpr: Any, num_losses: int) -> tuple[Any, list[Array], int]:
     """A jaxpr whose losses, its first outputs, are returned in pieces.
 
-    **Returns:** the jaxpr, and the number of pieces.
+    **Returns:** the jaxpr, whose arguments are the constants of the given one and then
+    its arguments; its own constants; and the number of pieces.
     """
     losses = jaxpr.outvars[:num_losses]
     makers = {v: eqn.primitive.name for eqn in jaxpr.eqns for v in eqn.outvars}
     names = {makers.get(v) for v in losses if not _jaxpr.is_literal(v)}
     if not names & (_jaxpr.CALLS | ELEMENTWISE | RESHAPES | STACKS.keys()):
-        return jaxpr, num_losses
+        inputs = [*jaxpr.constvars, *jaxpr.invars]
+        return jaxpr.replace(constvars=[], invars=inputs), [], num_losses
     consts = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.constvars]
     inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
     pieces = []
@@ -146,8 +149,7 @@ def split(jaxpr: Any, num_losses: int) -> tuple[Any, int]:
         return [*pieces, *map(whole, outputs[num_losses:])]
 
     closed = jax.make_jaxpr(in_pieces)(consts, inputs)
-    # What were constants are arguments now, and the first of these, as before.
-    return closed.jaxpr, len(pieces)
+    return closed.jaxpr, closed.consts, len(pieces)
 
 
 class Piece(NamedTuple):
@@ -204,29 +206,64 @@ def find(jaxpr: Any, num_pieces: int, argnums: Sequence[int]) -> Pieces:
     )
 
 
-Point = TypeVar("Point")
-
-
 def pullbacks(
-    losses: Callable[[Point], tuple[list[Float[Array, " k"]], Any]], point: Point
-) -> tuple[Any, list[Point]]:
+    losses: Callable[[Any], tuple[list[Float[Array, " k"]], Any]], point: Any
+) -> tuple[Any, list[list[Float[Array, "k ..."] | None]]]:
     """The rows of each piece of a function, and what else the function returns.
 
     **Arguments:**
 
-    - `losses`: returns one vector for each piece, and auxiliary output.
+    - `losses`: from a pytree to one vector for each piece, and auxiliary output.
 
-    **Returns:** the auxiliary output, and for each piece of k losses a pytree like the
-    point with a leading axis of length k.
+    **Returns:** the auxiliary output; for each piece of k losses a list of its rows,
+    one for each leaf of the point, None where the piece does not depend on the leaf.
     """
     values, linear, aux = jax.linearize(losses, point, has_aux=True)
+    leaves, structure = jax.tree.flatten(point)
+    closed = jax.make_jaxpr(lambda *t: linear(jax.tree.unflatten(structure, t)))(
+        *leaves
+    )
+    return aux, [
+        _rows_of_piece(closed, leaves, n, value) for n, value in enumerate(values)
+    ]
 
-    def of_piece(n: int, value: Array) -> Point:
-        pullback = jax.linear_transpose(lambda tangent: linear(tangent)[n], point)
+
+def _rows_of_piece(
+    closed: Any, leaves: Sequence[Array], n: int, value: Array
+) -> list[Float[Array, "k ..."] | None]:
+    needed = _slice(closed.jaxpr, n)
+    reached = [i for i, v in enumerate(closed.jaxpr.invars) if v in needed.invars]
+    found: list[Any] = [None] * len(leaves)
+    if reached:
+        call = jaxpr_as_fun(ClosedJaxpr(needed, closed.consts))
+
+        def tangent_to_piece(some: list[Array]) -> Array:
+            return call(*some)[0]
+
+        point = [leaves[i] for i in reached]
+        pullback = jax.linear_transpose(tangent_to_piece, point)
         if value.size == 1:
             (row,) = pullback(jnp.ones_like(value))
-            return jax.tree.map(lambda leaf: leaf[None], row)
-        (rows,) = jax.vmap(pullback)(jnp.eye(value.size, dtype=value.dtype))
-        return rows
+            rows = [leaf[None] for leaf in row]
+        else:
+            (rows,) = jax.vmap(pullback)(jnp.eye(value.size, dtype=value.dtype))
+        for i, leaf in zip(reached, rows, strict=True):
+            found[i] = leaf
+    return found
 
-    return aux, [of_piece(n, value) for n, value in enumerate(values)]
+
+def _slice(jaxpr: Any, n: int) -> Any:
+    """The part of a jaxpr that output n depends on, with the arguments it needs."""
+    output = jaxpr.outvars[n]
+    needed = set() if _jaxpr.is_literal(output) else {output}
+    eqns = []
+    for eqn in reversed(jaxpr.eqns):
+        if needed.isdisjoint(eqn.outvars):
+            continue
+        eqns.append(eqn)
+        needed.update(v for v in eqn.invars if not _jaxpr.is_literal(v))
+    return jaxpr.replace(
+        invars=[v for v in jaxpr.invars if v in needed],
+        outvars=[output],
+        eqns=eqns[::-1],
+    )

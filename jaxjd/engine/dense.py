@@ -144,17 +144,14 @@ def of_pieces(
 
     _, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
     leaves, places = [], []
-    for n in range(len(argnums)):
+    for n, i in enumerate(argnums):
         reaching = [
-            (piece, rows[n])
+            (piece.places, rows[n])
             for piece, rows in zip(pieces, found, strict=True)
-            if n in piece.parameters
+            if rows[n] is not None
         ]
-        held = tuple(place for piece, _ in reaching for place in piece.places)
-        leaves.append(
-            jnp.concatenate([rows for _, rows in reaching])
-            if reaching
-            else jnp.zeros((0, *found[0][n].shape[1:]), found[0][n].dtype)
-        )
-        places.append(held)
+        point = inputs[i]
+        parts = [jnp.zeros((0, *point.shape), point.dtype), *(r for _, r in reaching)]
+        leaves.append(jnp.concatenate(parts) if len(parts) != 2 else parts[1])
+        places.append(tuple(place for held, _ in reaching for place in held))
     return Dense(leaves, function.losses_per_call, tuple(places))

@@ -5,8 +5,10 @@ cotangents of activations. The weight gradients, which an ordinary backward pass
 computes, are not formed.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +19,36 @@ from jaxjd.engine.structured._plan import Plan, walk_through
 from jaxjd.engine.structured._walk import Walk, perturb
 
 
-class Pass(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["recorded", "cotangents", "direct"],
+    meta_fields=["reached"],
+)
+@dataclasses.dataclass(frozen=True)
+class Pass:
     """What the passes leave behind, for m examples of k losses each.
 
     - `recorded`: the other operands of the uses, [*levels, m, *shape].
     - `cotangents`: per use those of the results, [k, *levels, m, *shape].
     - `direct`: for each parameter that is perturbed itself its gradients, [m, k,
       *shape].
+    - `reached`: per use, and per parameter in `direct`, which losses depend on it. The
+      axis of losses, k, holds no others.
     """
 
     recorded: list[Array]
     cotangents: list[Array]
     direct: dict[int, Array]
+    reached: tuple[tuple[int, ...], ...]
+
+    def losses_of(self, uses: Iterable[int], leaves: Iterable[int]) -> tuple[int, ...]:
+        """The losses that depend on any of some uses and parameters."""
+        of_direct = dict(
+            zip(self.direct, self.reached[len(self.cotangents) :], strict=True)
+        )
+        held = [self.reached[n] for n in uses]
+        held += [of_direct[leaf] for leaf in leaves if leaf in of_direct]
+        return tuple(sorted(set[int]().union(*held)))
 
 
 def both_passes(
@@ -60,25 +80,44 @@ def both_passes(
                 outputs, point, has_aux=True
             )
             (gradients,) = pullback([jnp.ones_like(loss)])
+            reached[:] = [(0,)] * len(jax.tree.leaves(point))
         else:
             (values, recorded), rows = _pieces.pullbacks(outputs, point)
-            gradients = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
-        return values, Pass(recorded, *gradients)
+            sizes = [piece.num_losses for piece in function.pieces(plan.argnums).pieces]
+            gradients, reached[:] = _joined(point, rows, sizes)
+        return values, (recorded, *gradients)
 
+    reached: list[tuple[int, ...]] = []
     # The axis of examples goes behind those of scans, where a scan under `vmap` leaves
     # it, so that nothing is moved in memory.
     depths = [len(use.levels) + (num_losses > 1) for use in plan.uses]
     axes: Any = plan.recorded_depths, depths, 0
-    out_axes = 0, Pass(*axes)
     if function.axes is None:
-        values, passes = jax.vmap(one, None, out_axes, axis_size=1)(list(inputs))
+        values, passes = jax.vmap(one, None, (0, axes), axis_size=1)(list(inputs))
         values = jax.tree.map(lambda x: x[0], values)
     else:
-        values, passes = jax.vmap(one, (list(function.axes),), out_axes)(list(inputs))
+        values, passes = jax.vmap(one, (list(function.axes),), (0, axes))(list(inputs))
+    recorded, cotangents, direct = passes
     if num_losses == 1:
-        passes = Pass(
-            passes.recorded,
-            [x[None] for x in passes.cotangents],
-            {n: x[:, None] for n, x in passes.direct.items()},
-        )
-    return values, passes
+        cotangents = [x[None] for x in cotangents]
+        direct = {n: x[:, None] for n, x in direct.items()}
+    return values, Pass(recorded, cotangents, direct, tuple(reached))
+
+
+def _joined(
+    point: Any, rows: Sequence[Sequence[Array | None]], sizes: Sequence[int]
+) -> tuple[Any, list[tuple[int, ...]]]:
+    """The rows of all pieces, leaf by leaf, and which losses each leaf has rows of."""
+    leaves, structure = jax.tree.flatten(point)
+    joined, reached = [], []
+    for n, leaf in enumerate(leaves):
+        parts, held, first = [jnp.zeros((0, *leaf.shape), leaf.dtype)], [], 0
+        for piece, size in zip(rows, sizes, strict=True):
+            found = piece[n]
+            if found is not None:
+                parts.append(found)
+                held.extend(range(first, first + size))
+            first += size
+        joined.append(jnp.concatenate(parts) if len(parts) != 2 else parts[1])
+        reached.append(tuple(held))
+    return jax.tree.unflatten(structure, joined), reached

@@ -43,6 +43,6 @@ class StructuredChunks(StructuredOperator, Chunked):
             indices = jnp.minimum(places, examples - 1)
             inputs = self._examples_at(indices)
             _, passes = both_passes(self.plan, inputs)
-            return Point(self.plan, inputs, passes, self.argnums, size * k)
+            return Point(self.plan, inputs, passes, self.argnums, size, k)
 
         return Blocks(self.num_rows, size * k, at)

@@ -1,11 +1,13 @@
 """Products, gradients and weighted sums for a group of parameters, from their uses."""
 
+import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
 from jaxjd.engine import _products
@@ -23,14 +25,20 @@ REUSED_PER_KEPT = 2
 class Point(NamedTuple):
     """A function, where it is differentiated, and what the passes have left there.
 
-    `leaves` are the positions in `inputs` of the parameters that are asked for.
+    `leaves` are the positions in `inputs` of the parameters that are asked for. There
+    are `num_losses` losses for each of `num_examples` examples.
     """
 
     plan: Plan
     inputs: Sequence[Array]
     passes: Pass
     leaves: tuple[int, ...]
-    num_rows: int
+    num_examples: int
+    num_losses: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_examples * self.num_losses
 
 
 def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
@@ -41,8 +49,49 @@ def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
     dtype = accumulation_dtype(*[left.inputs[i] for i in left.leaves])
     total = jnp.zeros((left.num_rows, right.num_rows), dtype)
     for groups in left.plan.groups_of(left.leaves):
-        total += products(left, right, groups).astype(dtype)
+        x, losses = of_losses(left, groups)
+        y = x if right is left else of_losses(right, groups)[0]
+        if not losses:
+            continue
+        found = products(x, y, groups).astype(dtype)
+        if found.shape == total.shape:
+            total += found
+        else:
+            places = rows_of(left, losses), rows_of(right, losses)
+            total = total.at[np.ix_(*places)].add(found)
     return total
+
+
+def of_losses(point: Point, groups: Sequence[Group]) -> tuple[Point, tuple[int, ...]]:
+    """The point of only those losses that depend on some groups, and which they are."""
+    uses = {n for group in groups for n in group.uses}
+    leaves = {leaf for group in groups for leaf in group.leaves}
+    passes = point.passes
+    losses = passes.losses_of(uses, leaves)
+
+    def filled(array: Array, held: tuple[int, ...], axis: int) -> Array:
+        """Zeros for those of the losses that do not depend on this use."""
+        if held == losses:
+            return array
+        shape = list(array.shape)
+        shape[axis] = len(losses)
+        places = (slice(None),) * axis + (np.searchsorted(losses, held),)
+        return jnp.zeros(shape, array.dtype).at[places].set(array)
+
+    cotangents, direct, reached = list(passes.cotangents), {}, list(passes.reached)
+    for n in uses:
+        cotangents[n] = filled(cotangents[n], reached[n], 0)
+    for place, leaf in enumerate(passes.direct, len(cotangents)):
+        if leaf in leaves:
+            direct[leaf] = filled(passes.direct[leaf], reached[place], 1)
+    restricted = dataclasses.replace(passes, cotangents=cotangents, direct=direct)
+    return point._replace(passes=restricted, num_losses=len(losses)), losses
+
+
+def rows_of(point: Point, losses: Sequence[int]) -> Int[np.ndarray, " r"]:
+    """The places of some of the losses of every example among all rows."""
+    starts = np.arange(0, point.num_rows, point.num_losses)
+    return (starts[:, None] + np.array(losses, int)[None]).ravel()
 
 
 def contraction(point: Point, groups: Sequence[Group]) -> Contraction:

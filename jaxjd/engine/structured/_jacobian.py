@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxjd.engine._operator import Blocks, Operator, products_by_blocks
@@ -77,8 +78,10 @@ class Structured(StructuredOperator):
         return self._rows_of(self._point)
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
-        # As if each row had an example of its own, with this one loss.
         k = self.plan.function.losses_per_call
+        if any(len(held) < k for held in self.passes.reached):
+            return [leaf[indices] for leaf in self.rows()]
+        # As if each row had an example of its own, with this one loss.
         example, loss = indices // k, indices % k
 
         def taken(cotangent, depth):
@@ -86,16 +89,21 @@ class Structured(StructuredOperator):
             return jnp.moveaxis(examples_second[loss, example][None], 1, 1 + depth)
 
         depths = [len(use.levels) for use in self.plan.uses]
-        recorded, cotangents, direct = self.passes
+        kept = self.passes
         passes = Pass(
             [
                 jnp.take(x, example, depth)
-                for x, depth in zip(recorded, self.plan.recorded_depths, strict=True)
+                for x, depth in zip(
+                    kept.recorded, self.plan.recorded_depths, strict=True
+                )
             ],
-            [taken(x, depth) for x, depth in zip(cotangents, depths, strict=True)],
-            {n: x[example, loss][:, None] for n, x in direct.items()},
+            [taken(x, depth) for x, depth in zip(kept.cotangents, depths, strict=True)],
+            {n: x[example, loss][:, None] for n, x in kept.direct.items()},
+            ((0,),) * len(kept.reached),
         )
-        return self._rows_of(self._point._replace(passes=passes, num_rows=len(indices)))
+        return self._rows_of(
+            self._point._replace(passes=passes, num_examples=len(indices), num_losses=1)
+        )
 
     def block_size(self) -> int:
         """Few enough to take, with copies, no more memory than those of a parameter."""
@@ -111,7 +119,10 @@ class Structured(StructuredOperator):
         weights = weights.reshape(-1, self.plan.function.losses_per_call)
         found: dict[int, Array] = {}
         for groups in self.plan.groups_of(self.argnums):
-            found |= _groups.combination(self._point, groups, weights)
+            point, losses = _groups.of_losses(self._point, groups)
+            if losses:
+                of_these = weights[:, np.array(losses)]
+                found |= _groups.combination(point, groups, of_these)
         point = {i: self.inputs[i] for i in self.argnums}
         return [
             found[i].astype(x.dtype) if i in found else jnp.zeros_like(x)
@@ -128,8 +139,16 @@ class Structured(StructuredOperator):
     def _rows_of(self, point: Point) -> list[Array]:
         found: dict[int, Array] = {}
         for groups in self.plan.groups_of(self.argnums):
+            some, losses = _groups.of_losses(point, groups)
+            if not losses:
+                continue
+            places = _groups.rows_of(point, losses)
             for group in groups:
-                found |= _groups.gradients(point, group)
+                for leaf, rows in _groups.gradients(some, group).items():
+                    found[leaf] = rows
+                    if len(places) < point.num_rows:
+                        zeros = jnp.zeros((point.num_rows, *rows.shape[1:]), rows.dtype)
+                        found[leaf] = zeros.at[places].set(rows)
         return [
             found[i].astype(dtype)
             if i in found
@@ -139,4 +158,6 @@ class Structured(StructuredOperator):
 
     @property
     def _point(self) -> Point:
-        return Point(self.plan, self.inputs, self.passes, self.argnums, self.num_rows)
+        k = self.plan.function.losses_per_call
+        m = self.num_rows // k
+        return Point(self.plan, self.inputs, self.passes, self.argnums, m, k)
