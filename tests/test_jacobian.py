@@ -471,7 +471,8 @@ def test_losses_of_tasks_need_no_rows_where_parameters_outweigh_activations(batc
         assert temporary("auto") == temporary("structured")
         assert temporary("auto") < m * 4 * width**2 < temporary("chunked")
     else:
-        assert temporary("auto") == temporary("chunked")
+        # The rows, which are kept, are small beside the activations.
+        assert temporary("auto") == temporary("dense")
         assert temporary("auto") < 1.1 * temporary("structured")
 
 

@@ -14,6 +14,9 @@ class Explanation:
     - `reason`: why it is taken.
     - `num_losses`: m.
     - `losses`: the shapes of the losses, a pytree like them.
+    - `pieces`: how many losses are pulled back together, for one call of the function:
+      (1, 1, 8) are two losses that are computed apart, and 8 that come out of one
+      vectorised computation.
     - `parameters`: how the structured method treats each parameter, whether it is taken
       or not: it has one of the `entries` per parameter.
     """
@@ -22,10 +25,13 @@ class Explanation:
     reason: str
     num_losses: int
     losses: Any
+    pieces: tuple[int, ...]
     parameters: engine.Table
 
     def __str__(self) -> str:
         heading = f"{self.num_losses} losses, {self.losses}"
+        if len(self.pieces) > 1:
+            heading += f", pulled back in {len(self.pieces)} pieces of {self.pieces}"
         method = f"method: {self.method}, because {self.reason}"
         if self.method != "structured":
             method += "\nthe structured method would do this:"

@@ -95,17 +95,21 @@ def value_and_jac(
     - `method`: how the Jacobian is computed. `"structured"` forms no rows: one forward
       and one backward pass leave activations and their cotangents, from which inner
       products and combinations of rows follow; see [`jaxjd.explain`][]. `"chunked"`
-      computes rows when they are needed. `"dense"` materialises all m of them.
-      `"auto"` is `"structured"` for functions of one example, and for others without a
-      `chunk_size` whose parameters outweigh the activations; else `"chunked"`.
+      computes rows when they are needed. `"dense"` computes all m rows and keeps them.
+      `"auto"` is `"structured"` for functions of one example. For functions that return
+      all the losses it is `"structured"` if the parameters outweigh the activations,
+      `"dense"` if the activations outweigh the rows, and else, or with a `chunk_size`,
+      `"chunked"`. Losses that such a function computes apart, as tasks or terms, are
+      pulled back apart: each through what it depends on, and nothing else.
     - `chunk_size`: how many rows, or the activations of how many losses, may be in
       memory at once; by default all. Never less than two rows, as two are needed to
       compare them, nor less than one example. Smaller needs less memory and more time:
       about `m / chunk_size` backward passes per row.
     - `contraction`: how the structured method computes the inner products of a
       parameter's gradients: `"pairs"`, from activations and cotangents of all pairs of
-      positions; `"rows"`, by forming the gradients of this parameter; `"auto"`, the
-      cheaper by operations and bytes. A pytree like the parameters or a prefix of them.
+      positions; `"rows"`, by forming the gradients of this parameter; `"kernel"`, by
+      multiplying the cotangents by the products of the activations, which the losses of
+      an example share; `"auto"`, the cheapest by operations and bytes. A pytree like the parameters or a prefix of them.
       A parameter that has only one way, as a bias has, keeps it. Anything but
       `"auto"` makes the method `"structured"`.
 
@@ -253,6 +257,10 @@ def explain(
             chosen.reason,
             found.losses.num_losses,
             found.losses.as_shapes(),
+            tuple(
+                piece.num_losses
+                for piece in found.function.pieces(found.positions).pieces
+            ),
             table,
         )
 

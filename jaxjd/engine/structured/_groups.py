@@ -269,6 +269,8 @@ def _value(node: Node, point: Point) -> jax.ShapeDtypeStruct:
 def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Array:
     """The weighted sum over the losses of each example, in the cotangent's dtype."""
     m, k = weights.shape
+    if m == 1:  # As a product: on a CPU, XLA is slow to add along the first axis.
+        return _products.combine(weights[0], [cotangent])[0]
     ones = [1] * (cotangent.ndim - 2 - depth)
     weights = weights.T.reshape(k, *[1] * depth, m, *ones)
     return (weights * cotangent).sum(0).astype(cotangent.dtype)
