@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxjd._checks import check_integer, check_num_losses, check_number, check_vector
 from jaxjd._numerics import matmul, root
-from jaxjd.solvers import Certificate, least_distance
-from jaxjd.weighting._certified import unused, worst
-from jaxjd.weighting._weighting import Weighting, stateful
+from jaxjd.solvers import least_distance
+from jaxjd.weighting._certified import certified
+from jaxjd.weighting._weighting import Weighting
 
 
 class PCDState(NamedTuple):
@@ -21,8 +21,6 @@ class PCDState(NamedTuple):
     """The moving average of the squared norms of the gradients, not debiased."""
     counts: Int[Array, " m"]
     """How many steps each loss took part in."""
-    certificate: Certificate | None
-    """Of the last problem of least distance. None unless `certificate` is true."""
 
 
 def pcd(
@@ -68,13 +66,9 @@ def pcd(
     taus = _check_tau(tau, num_losses)
 
     def init():
-        return PCDState(
-            jnp.zeros(num_losses),
-            jnp.zeros(num_losses, jnp.int32),
-            unused() if certificate else None,
-        )
+        return PCDState(jnp.zeros(num_losses), jnp.zeros(num_losses, jnp.int32))
 
-    def pcd_weights(gramian, mask, state):
+    def pcd_weights(gramian, mask, state, _):
         check_num_losses(num_losses, gramian)
         dtype = gramian.dtype
         seen = jnp.diagonal(gramian)
@@ -103,13 +97,9 @@ def pcd(
         exists &= seen[0] > 0
         ratio = jnp.where(exists, seen[0] / jnp.where(exists, norm2, 1), 0)
         weights = weights * scales * root(ratio)
+        return weights, PCDState(average, counts), shortest.certificate
 
-        certificate = state.certificate
-        if certificate is not None:
-            certificate = worst(shortest.certificate, certificate)
-        return weights, PCDState(average, counts, certificate)
-
-    return stateful(init, pcd_weights)
+    return certified(pcd_weights, init=init, certificate=certificate)
 
 
 def _check_tau(tau, num_losses: int) -> Float[np.ndarray, " m"]:
