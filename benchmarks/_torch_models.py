@@ -1,4 +1,4 @@
-"""The same architectures in torch, and TorchJD's steps on them.
+"""The models of `_models.py` in torch, and TorchJD's steps on them.
 
     python -m benchmarks._torch_models MODEL M ROUNDS THREADS
 
@@ -103,7 +103,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def torch_steps(name: str, m: int) -> dict[str, Callable[[], Any]]:
-    """Steps of SGD, of TorchJD's engine with uniform weights, and of its UPGrad."""
+    """Make the steps: SGD, TorchJD's engine with uniform weights, its UPGrad."""
     torch.manual_seed(0)
     make, shape = ARCHITECTURES[name]
     if name == "transformer":
@@ -117,7 +117,7 @@ def torch_steps(name: str, m: int) -> dict[str, Callable[[], Any]]:
         return torch.full((m,), 1 / m)
 
     def step(weighting: Callable[[torch.Tensor], torch.Tensor] | None) -> Callable:
-        # One model each: TorchJD's engine leaves hooks in the modules.
+        # A model for each step, because TorchJD's engine leaves hooks in the modules.
         model = make()
         optimizer = torch.optim.SGD(model.parameters(), RATE)
         engine = weighting and torchjd.autogram.Engine(model, batch_dim=0)
@@ -140,9 +140,9 @@ def torch_steps(name: str, m: int) -> dict[str, Callable[[], Any]]:
 
 
 def peak() -> int:
-    """Most bytes that this process has had so far.
+    """The peak memory of this process so far, in bytes.
 
-    Not `resource.getrusage`, which starts from the memory of the process before it.
+    `resource.getrusage` won't do: it starts from the memory of the parent process.
     """
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("VmHWM")]
@@ -154,7 +154,7 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     contenders, memory = torch_steps(name, int(m)), {}
     before = peak()
-    for kind, step in contenders.items():  # From the least to the most memory.
+    for kind, step in contenders.items():  # In order of increasing memory.
         step()
         memory[kind] = peak() - before
     seconds = alternating(contenders, int(rounds))

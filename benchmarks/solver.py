@@ -1,7 +1,7 @@
-"""How fast and how exact is the projection onto the dual cone, beside its peers?
+"""Measure the projection onto the dual cone beside its peers: how fast, how exact.
 
-Run as `python -m benchmarks.solver`; `--quick` takes a minute. Writes solver.md,
-solver.json and solver.png to `--out`, and prints the first.
+Run as `python -m benchmarks.solver`. With `--quick` it takes a minute. It writes
+solver.md, solver.json and solver.png to `--out`, and prints solver.md.
 """
 
 import argparse
@@ -38,7 +38,7 @@ on the problem scaled to unit diagonal, which suits its absolute tolerance best.
 
 @functools.partial(jax.jit, static_argnames="reg_eps")
 def jaxjd_weights(G, reg_eps: float | None = 1e-4):
-    """UPGrad's weights, and the certificate."""
+    """UPGrad's weights and their certificate."""
     m = G.shape[0]
     result = project_dual_cone(jnp.eye(m, dtype=G.dtype) / m, G, reg_eps=reg_eps)
     return result.solution.sum(0), result.certificate
@@ -71,7 +71,7 @@ def qpax_weights(G):
 
 @functools.partial(jax.jit, static_argnames="count")
 def matmuls(G, count=10):
-    """`count` products of m x m matrices, each needing the one before."""
+    """Multiply m x m matrices `count` times, each product needing the one before."""
 
     def product(_, x):
         return jnp.matmul(x, C, precision=jax.lax.Precision.HIGHEST)
@@ -85,7 +85,7 @@ def regularised(G):
 
 
 def exact_weights(G):
-    """UPGrad's weights in float64: quadprog's up to m = 128, above that our own."""
+    """UPGrad's weights in float64, by quadprog up to m = 128, by jaxjd above."""
     m = len(G)
     if m > 128:
         with jax.enable_x64(True):
@@ -100,14 +100,14 @@ def relative_error(w, exact):
 
 
 def update_error(G, w, exact):
-    """Of `Jᵀw`, in the norm of the regularised Gramian."""
+    """The relative error of `Jᵀw`, in the norm of the regularised Gramian."""
     H = regularised(G)
     return float(np.sqrt((w - exact) @ H @ (w - exact) / (exact @ H @ exact)))
 
 
 def measure(case, m, true_gramian, rounds):
-    """One row of the table."""
-    # Scaled by its trace first, as float32 does not hold every square of a norm.
+    """Measure one row of the table."""
+    # Scale by the trace first: float32 cannot hold every squared norm.
     true_gramian = true_gramian / np.trace(true_gramian)
     G32 = true_gramian.astype(np.float32)
     G = jnp.asarray(G32)
@@ -129,7 +129,7 @@ def measure(case, m, true_gramian, rounds):
     if m <= 128:
         calls["qpax"] = lambda: qpax_weights(G)
     for name, call in calls.items():
-        if name != "torchjd":  # Nothing to compile there.
+        if name != "torchjd":  # TorchJD has nothing to compile.
             jax.block_until_ready(call())
     row["seconds"] = alternating(
         {
@@ -200,7 +200,7 @@ def optional(row, name):
 
 
 def summary(rows):
-    """For each m: times, speed-ups, and the worst of every error."""
+    """For each m, the times, the speed-ups and the worst errors."""
     lines = [
         "| m | jaxjd, median ms | TorchJD, median ms | speed-up, geometric mean "
         "| worst | qpax / jaxjd, geometric mean | worst error of w | of Jᵀw "
@@ -237,7 +237,7 @@ ERRORS = ("error", "update_error")
 
 
 def draw(rows, path):
-    """Time against m on log-log axes: medians, and the range over the cases."""
+    """Draw time against m on log-log axes: medians, and the range over the cases."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, label, color in (
         ("torchjd", "TorchJD (quadprog)", "tab:gray"),

@@ -1,22 +1,23 @@
-"""What does a step of Jacobian descent cost, beside a step of SGD on the same model?
+"""Measure a step of Jacobian descent beside a step of SGD on the same model.
 
     python -m benchmarks.step [--quick] [--models MLP,CNN] [--torchjd]
 
-One loss per example. For each model and number m of examples, medians over rounds in
-one process, the contenders alternating:
+There is one loss per example. For each model and number m of examples, the contenders
+alternate in one process, and the times are medians over rounds:
 
 - SGD: `jax.grad` of the mean loss, and a step along it;
 - engine: the Gramian, and the combination of the rows with weights that depend on it;
-- UPGrad: a whole step, weights by `jaxjd.weighting.upgrad()`;
+- UPGrad: a whole step, with weights by `jaxjd.weighting.upgrad()`;
 - per-example: `jax.vmap(jax.grad)`, and the products of all rows;
-- TorchJD: its engine and its whole UPGrad step, beside its own SGD step in torch.
+- TorchJD: its engine and its whole UPGrad step, relative to an SGD step in torch.
 
-A second table says where the time goes: the forward and backward pass that leave
-activations and cotangents behind, with the Gramian, with the combination.
+A second table says where the time goes. It starts with the forward and backward pass
+that give the activations and cotangents, and adds the Gramian, the combination and the
+weights.
 
-Memory is what XLA plans for temporary arrays; for torch, by how much the step lets the
-memory of the process grow. Writes `results/step.md`, `step.json` and
-`step.png` beside this file.
+Memory is what XLA plans for temporary arrays. For torch it is how much the memory of
+the process grows. The script writes `step.md`, `step.json` and `step.png` to the folder
+`results` beside this file.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from jaxjd.engine.structured import Structured, plan, structured
 
 RATE = 0.1
 
-# The ratios to SGD that this library aims at: (engine, with UPGrad).
+# The target ratios to SGD: (engine, UPGrad).
 TARGETS = {
     ("MLP", 64): (1.3, 1.8),
     ("MLP", 128): (1.3, 2.5),
@@ -60,7 +61,10 @@ def descend(params: Any, direction: Any) -> Any:
 
 
 def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
-    """Functions from parameters and examples to the next parameters."""
+    """The contenders: functions of parameters and examples.
+
+    All but "passes" and "Gramian" return the next parameters.
+    """
 
     def sgd(params, *examples):
         def mean_loss(params):
@@ -77,7 +81,7 @@ def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
         )
         found = plan(function, places[: len(jax.tree.leaves(params))])
         jacobian, _ = structured(found, inputs)
-        assert isinstance(jacobian, Structured)  # Not in chunks.
+        assert isinstance(jacobian, Structured)  # Not chunked.
         return jacobian
 
     def weighted(weighting):
@@ -90,8 +94,9 @@ def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
         return step
 
     def uniform(gramian):
-        # The weights depend on all of the Gramian, or XLA would leave it out, as it
-        # does even behind `jax.lax.optimization_barrier`. It may not for NaN's sake.
+        # The weights must depend on the whole Gramian, or XLA would not compute it
+        # (not even behind `jax.lax.optimization_barrier`). XLA cannot drop 0 * x,
+        # because x may be NaN.
         return 1 / m + 0 * gramian.sum(0)
 
     def per_example(params, *examples):
@@ -135,10 +140,11 @@ def measure(model: Model, m: int, rounds: int) -> dict[str, Any]:
 
 
 def measure_torchjd(model: Model, m: int, rounds: int) -> dict[str, Any] | None:
-    """TorchJD's steps, each with the number of threads that suits it best.
+    """Measure TorchJD's steps, each with the number of threads that suits it best.
 
-    In processes of their own, so that the largest batch may end one, and memory be
-    measured. None for a model that its engine refuses.
+    Each measurement runs in its own process, so that its memory can be measured and
+    running out of memory does no harm. Returns None if TorchJD's engine refuses the
+    model.
     """
     found = []
     for threads in sorted({1, os.cpu_count() or 1}):
@@ -175,7 +181,7 @@ COLUMNS = (
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: times, ratios to SGD, and temporary memory."""
+    """Write a Markdown table of times, ratios to SGD, and temporary memory."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in results:
         seconds, memory = row["seconds"], row["memory"]
@@ -205,7 +211,7 @@ PARTS = ("passes", "Gramian", "engine", "UPGrad")
 
 
 def parts_table(results: list[dict[str, Any]]) -> str:
-    """Markdown: what a step has taken until its parts are done, over the SGD step."""
+    """Write a Markdown table of cumulative times of a step's parts, relative to SGD."""
     columns = ("model, m", "passes", "and Gramian", "and combination", "and weights")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in results:
@@ -216,7 +222,7 @@ def parts_table(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """The ratio to SGD against m, one line per model."""
+    """Draw the ratio to SGD against m, two lines per model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -260,7 +266,7 @@ def main() -> None:
                 row["torchjd"] = measure_torchjd(model, m, 3)
             results.append(row)
             print(table([row]).splitlines()[-1], flush=True)
-            # After each row: a run that is cut short leaves what it has measured.
+            # Save after each row, so that a run that is cut short loses nothing.
             record = {"machine": on, "rows": results}
             text = "\n\n".join([on, table(results), parts_table(results)])
             save(FOLDER, "step", text, record)

@@ -1,10 +1,10 @@
-"""How long do the weights take, beside TorchJD's?
+"""Measure how long the weights take, beside TorchJD's.
 
     python -m benchmarks.weightings [--quick] [--only upgrad,mean]
 
-For each aggregator and number m of losses: the median seconds of calls that alternate
-between the libraries in one process. Prints a table; writes `weightings.md`,
-`weightings.json` and `weightings.png` to `--out`.
+For each aggregator and number m of losses, the time is the median over calls that
+alternate between the libraries in one process. The script prints a table, and writes
+`weightings.md`, `weightings.json` and `weightings.png` to `--out`.
 """
 
 import argparse
@@ -34,25 +34,26 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 METHOD = """\
-Each library gets arrays of its own that are ready, float32, and calls go through the
-same four problems by turns: Gramians of normal Jacobians, n = 1000, whose gradients
-have a direction in common, so that no point is stationary. Where TorchJD needs the
-Jacobian itself, marked J, both start from it, and give the update. Ours are functions
-compiled by `jax.jit`, dispatch included, compilation apart, given for the largest m;
-states go from call to call in both. TorchJD runs as its documentation calls it, with as
-many threads as torch takes. A cell of TorchJD is left out from {limit} s a call on. A
-ratio above 1 says that ours is faster. The first row is the least that a compiled
-function takes: the call itself."""
+Each library gets its own float32 arrays, made beforehand. Calls cycle through the same
+four problems: Gramians of normal Jacobians with n = 1000, whose gradients share a
+direction, so that no point is stationary. If TorchJD needs the Jacobian itself (marked
+J), both libraries start from it and return the update. Methods of jaxjd are compiled by
+`jax.jit`. Their times include the dispatch but not the compilation, which is given for
+the largest m. In both libraries the state passes from call to call. TorchJD is called
+as its documentation does, with torch's default number of threads. A cell of TorchJD is
+left out if a call takes more than {limit} s. A ratio above 1 means that jaxjd is
+faster. The first row is the time of the call itself, the least that a compiled function
+can take."""
 
 SIZES = (2, 8, 32, 128)
 QUICK_SIZES = (2, 8)
 N = 1000
 PROBLEMS = 4
-# Seconds of a call of TorchJD, and for all calls of a cell.
+# The most seconds for one call of TorchJD, and for all calls of a cell.
 LIMIT = 20
 BUDGET = 1.0
-# TorchJD calls cvxpy, scipy, quadprog or a loop in Python that grows with m: ours is to
-# be this many times faster.
+# For these TorchJD calls cvxpy, scipy, quadprog, or a Python loop that grows with m.
+# jaxjd should be TARGET times faster.
 SOLVED = {
     "cagrad",
     "fairgrad",
@@ -70,7 +71,7 @@ TARGET = 10
 class Row(NamedTuple):
     """Both sides of a comparison, made for m losses.
 
-    Ours is a weighting, of Gramians, or an optax transformation, of Jacobians.
+    `ours` makes a weighting, for Gramians, or an optax transformation, for Jacobians.
     """
 
     ours: Callable[[int], Any]
@@ -87,7 +88,7 @@ def linear(m: int) -> Any:
     return np.linspace(0.5, 1.5, m, dtype=np.float32) / m
 
 
-# Those that are given more than the number of losses.
+# The methods that take arguments besides the number of losses.
 SPECIAL = {
     "(a call)": Row(lambda m: Weighting(tuple, lambda G, s, **_: (G[0], s)), None),
     "cagrad": Row(lambda m: w.cagrad(0.5), lambda m: reference.CAGradWeighting(0.5)),
@@ -135,7 +136,7 @@ SPECIAL = {
 
 
 def default(name: str) -> Row:
-    """A method that both libraries make of the number of losses, or of nothing."""
+    """A method that needs no arguments, except perhaps the number of losses."""
     theirs = counterpart(name)
     of_rows = not hasattr(w, name) or (
         theirs is not None and not issubclass(theirs, reference.Weighting)
@@ -149,7 +150,7 @@ def default(name: str) -> Row:
 
 
 def rows() -> dict[str, Row]:
-    """Every method, and `SPECIAL` where its arguments are."""
+    """Every method by name, those of `SPECIAL` with their arguments."""
     weightings = inspect.getmembers(w, inspect.isfunction)
     names = {name for name, _ in weightings if hasattr(jaxjd, name)}
     names |= {"excess_mtl", "graddrop", "trimmed_mean"}
@@ -159,11 +160,11 @@ def rows() -> dict[str, Row]:
 
 
 def problems(m: int, of_two_batches: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Jacobians [m, N], and their Gramians, or the cross Gramians of two batches."""
+    """Jacobians [m, N], with their Gramians or the cross Gramians of two batches."""
     rng = np.random.default_rng(m)
     jacobians, gramians = [], []
     for _ in range(PROBLEMS):
-        # Any two gradients have a cosine of 0.1 or so.
+        # Any two gradients have a cosine of about 0.1.
         J, other = rng.normal(size=(2, m, N)) + 0.33 * rng.normal(size=N)
         J, other = (x.astype(np.float32) / math.sqrt(N) for x in (J, other))
         jacobians.append(J)
@@ -172,7 +173,7 @@ def problems(m: int, of_two_batches: bool) -> tuple[list[np.ndarray], list[np.nd
 
 
 def our_call(row: Row, m: int, inputs: list[np.ndarray]) -> tuple[Callable, float]:
-    """A function without arguments, and the seconds of its compilation."""
+    """jaxjd's call, a function without arguments, and its compile time in seconds."""
     made = row.ours(m)
     arrays = itertools.cycle([jnp.asarray(x) for x in inputs])
     params = jnp.zeros(N)
@@ -206,7 +207,7 @@ def their_call(row: Row, m: int, inputs: list[np.ndarray]) -> Callable:
 
 
 def seconds_of(call: Callable) -> float:
-    """Of one call, or infinity where it is over the limit."""
+    """The seconds of one call, or infinity if it is over the limit."""
 
     def give_up(signum, frame):
         raise TimeoutError
@@ -224,7 +225,7 @@ def seconds_of(call: Callable) -> float:
 
 
 def measure(name: str, row: Row, m: int, theirs_too: bool) -> dict[str, Any]:
-    """A cell: the median seconds of a call of each library."""
+    """Measure a cell: the median seconds of a call of each library."""
     jacobians, gramians = problems(m, row.of_two_batches)
     of_gramian = isinstance(row.ours(m), Weighting)
     inputs = gramians if of_gramian else jacobians
@@ -261,14 +262,15 @@ def ratio(cell: dict[str, Any]) -> float | None:
 
 
 def missed(cells: list[dict[str, Any]]) -> list[str]:
-    """The cells that are slower than TorchJD, or not as much faster as they should."""
+    """The cells whose ratio to TorchJD is below its target."""
     lines = []
     for cell in cells:
         target = TARGET if cell["aggregator"] in SOLVED else 1
         measured = ratio(cell)
         if measured is not None and measured < target:
             lines.append(
-                f"- {cell['aggregator']}, m = {cell['m']}: {measured:.2g}, not {target}"
+                f"- {cell['aggregator']}, m = {cell['m']}: {measured:.2g} "
+                f"(target {target})"
             )
     return lines
 
@@ -301,7 +303,7 @@ def microseconds(cell: dict[str, Any] | None, library: str) -> str:
 
 
 def draw(cells: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """The ratios on a logarithmic axis, a line per aggregator, a dot per m."""
+    """Draw the ratios on a logarithmic axis, a line per aggregator, a dot per m."""
     measured = [(cell, ratio(cell)) for cell in cells]
     compared = [(cell, x) for cell, x in measured if x is not None]
     best: dict[str, float] = {}
@@ -329,7 +331,7 @@ def draw(cells: list[dict[str, Any]], path: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="m <= 8")
-    parser.add_argument("--only", help="names of rows, with commas")
+    parser.add_argument("--only", help="comma-separated names of rows")
     parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     options = parser.parse_args()
     compared = rows()
@@ -352,9 +354,10 @@ def main() -> None:
             "# The weights, beside TorchJD's",
             f"{METHOD.format(limit=LIMIT)}\n\nMeasured on {on}.",
             table(cells),
-            f"Below the target, which is {TARGET} for {', '.join(sorted(SOLVED))}, "
-            "where TorchJD calls a solver or a loop in Python, and 1 for the others:",
-            "\n".join(below) if below else "none.",
+            f"These cells are below the target. It is {TARGET} for "
+            f"{', '.join(sorted(SOLVED))}, where TorchJD calls a solver or loops in "
+            "Python, and 1 for the others:",
+            "\n".join(below) if below else "(no cell)",
         ]
     )
     save(options.out, "weightings", text, {"machine": on, "cells": cells})

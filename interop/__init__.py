@@ -1,11 +1,12 @@
 """Move weights and arrays between torch and JAX, and compare jaxjd with TorchJD.
 
-- `to_linen`, `to_nnx`: the weights of a torch model for the same model in Flax.
-- `to_jax`, `to_torch`: arrays from one library in the other, without a copy.
-- `python -m interop`: jaxjd and TorchJD on the same inputs, and how far apart they are.
+- `to_linen`, `to_nnx`: convert the weights of a torch model to the same model in Flax.
+- `to_jax`, `to_torch`: pass arrays from one library to the other, without a copy.
+- `python -m interop`: run jaxjd and TorchJD on the same inputs and print how far apart
+  they are.
 
-This is `jaxjd.interop` in an installed jaxjd, `python -m jaxjd.interop` then, and needs
-the extra of that name: `pip install "jaxjd[interop]"`.
+When jaxjd is installed, this package is `jaxjd.interop` (`python -m jaxjd.interop`). It
+needs the extra of the same name: `pip install "jaxjd[interop]"`.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""How far apart are jaxjd and TorchJD? `python -m interop` prints the report."""
+"""Print how far apart jaxjd and TorchJD are: `python -m interop`."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""Do both libraries have the same methods: the other weights, the other updates?
+"""Compare the stateless methods of jaxjd and TorchJD, one row of a table each.
 
-`METHODS` is the table, a row for each method without a state: how jaxjd's is made, how
-TorchJD's, on which Jacobians they are compared, and how far apart they may be. The
-methods with a state are in `interop.steps`, those that project in `interop.weights`.
+A row of `METHODS` says how each library makes the method, on which Jacobians the two
+are compared, and how far apart they may be. Methods with a state are in
+`interop.steps`; `upgrad`, `dualproj` and the plain sums are in `interop.weights`.
 
-Where a method is random, TorchJD draws the numbers, and jaxjd gets what it has drawn.
+If a method is random, TorchJD draws the numbers and jaxjd is given the same ones.
 """
 
 import functools
@@ -36,9 +36,9 @@ Bounds = dict[Precision, float]
 
 
 def counterpart(name: str) -> type | None:
-    """TorchJD's class for a method of jaxjd: of weights if both have one, else of rows.
+    """TorchJD's class for a method of jaxjd, or None if TorchJD lacks the method.
 
-    None if TorchJD does not have the method.
+    It is the weighting if both libraries have one, and the aggregator otherwise.
     """
     classes = {key.lower(): value for key, value in vars(reference).items()}
     plain = {"conflict_free": "config"}.get(name, name.replace("_", ""))
@@ -49,18 +49,18 @@ def counterpart(name: str) -> type | None:
 
 
 class Inputs(NamedTuple):
-    """What both libraries are given, arrays of either, of which a method takes one."""
+    """What both libraries are given, as arrays of either. Each method takes one."""
 
     rows: Float[Any, "m n"]
     gramian: Float[Any, "m m"]
     cross_gramian: Float[Any, "m m"]
-    """Of the rows and those of another batch."""
+    """The products of the rows with the rows of another batch."""
 
 
 class Ours(NamedTuple):
     """A method of jaxjd: `update(inputs, draws, state) -> (weights or update, state)`.
 
-    `draws` are the random numbers, None where the method draws none.
+    `draws` are the random numbers, or None if the method is not random.
     """
 
     init: Callable[[], Any]
@@ -70,11 +70,13 @@ class Ours(NamedTuple):
 class Method(NamedTuple):
     """A row of the table.
 
-    `name` starts with that of jaxjd's method, then a comma. `ours` gets m and
-    n, `theirs` m and the dtype; what `theirs` returns is called with the input that
-    it `takes`. `sequences` are the inputs in float64: the state, where there is one, is
-    kept within each. `draws` makes what `ours` takes of the random tensors that TorchJD
-    drew. `alone` says whether both libraries take a single loss, too.
+    - `name`: the name of jaxjd's method, then a comma and anything else.
+    - `ours`: called with m and n.
+    - `theirs`: called with m and the dtype. The result is called with the input that
+      the method `takes`.
+    - `sequences`: the inputs, in float64. The state, if any, is kept within a sequence.
+    - `draws`: converts the random tensors that TorchJD drew to the form `ours` takes.
+    - `alone`: whether both libraries also accept a single loss.
     """
 
     name: str
@@ -95,7 +97,7 @@ def checks() -> list[Check]:
 
 
 def with_alone(method: Method, single: list[list[Inputs]]) -> list[Method]:
-    """The method as it is and, slower to compile than to compare, with one loss."""
+    """The method as it is, and with one loss (not quick, because of compilation)."""
     if not method.alone:
         return [method]
     name = f"{method.name}, m = 1"
@@ -111,12 +113,12 @@ def check(group: str, method: Method) -> Check:
 
 
 def method_difference(precision: Precision, *, method: Method) -> float:
-    """The largest relative difference between the results of both, over all inputs."""
+    """The largest relative difference between the two results, over all inputs."""
     worst = 0.0
     dtype = torch_dtype(precision)
     with jax_precision(precision):
 
-        @functools.cache  # So that all sequences of one shape share one program.
+        @functools.cache  # All sequences of one shape share one program.
         def compiled(m: int, n: int) -> Ours:
             init, update = method.ours(m, n)
             return Ours(init, jax.jit(update))
@@ -127,18 +129,18 @@ def method_difference(precision: Precision, *, method: Method) -> float:
             state, theirs = init(), method.theirs(m, dtype)
             for number, step in enumerate(sequence):
                 tensors = Inputs(*(torch.from_numpy(x).to(dtype) for x in step))
-                # JAX takes its arrays to be constant, so they have their own memory.
+                # JAX assumes that its arrays never change: give it its own memory.
                 arrays = Inputs(*(to_jax(x.clone()) for x in tensors))
                 torch.manual_seed(number)
                 with (
                     Drawn() as drawn,
-                    warnings.catch_warnings(action="ignore"),  # CVXPY's: it is slow.
+                    warnings.catch_warnings(action="ignore"),  # CVXPY warns: slow.
                 ):
                     expected = theirs(getattr(tensors, method.takes))
                 if bool(drawn.tensors) != (method.draws is not None):
                     raise RuntimeError(
-                        f"{method.name}: jaxjd must be given all random numbers that "
-                        f"TorchJD draws. It drew {len(drawn.tensors)} tensors."
+                        f"{method.name}: jaxjd must be given every random number that "
+                        f"TorchJD draws. TorchJD drew {len(drawn.tensors)} tensors."
                     )
                 draws = method.draws(drawn.tensors) if method.draws else None
                 result, state = update(arrays, draws, state)
@@ -147,7 +149,7 @@ def method_difference(precision: Precision, *, method: Method) -> float:
 
 
 class Drawn(TorchFunctionMode):
-    """A context that notes every random tensor that torch makes."""
+    """A context that records every random tensor that torch makes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +192,7 @@ def of_cross_gramian(
 
 
 def of_rows(make: Callable[[int], Any]) -> Callable[[int, int], Ours]:
-    """The transformation: it makes the update, and the Gramian if it needs it."""
+    """Wrap a transformation, which is given the rows themselves."""
 
     def ours(m: int, n: int) -> Ours:
         tx = make(m)
@@ -206,14 +208,14 @@ def of_rows(make: Callable[[int], Any]) -> Callable[[int, int], Ours]:
 def of_draws(
     result: Callable[[Inputs, Any], Array],
 ) -> Callable[[int, int], Ours]:
-    """A function without state of the inputs and of random numbers."""
+    """Wrap a stateless function of the inputs and the random numbers."""
     return lambda m, n: Ours(
         tuple, lambda inputs, draws, state: (result(inputs, draws), state)
     )
 
 
 def kinds(*names: str) -> Callable[[], list[list[Inputs]]]:
-    """Jacobians of `jacobians.comparable()`."""
+    """A method's sequences: the Jacobians of these kinds in `comparable()`."""
 
     def sequences() -> list[list[Inputs]]:
         every = comparable()
@@ -228,7 +230,7 @@ def inputs(jacobian: Jacobian, other: Jacobian | None = None) -> Inputs:
 
 
 def preference(m: int) -> list[float]:
-    """One loss is not preferred at all."""
+    """A preference vector whose first entry is 0."""
     return [i / m for i in range(m)]
 
 
@@ -262,24 +264,25 @@ def present(inputs: Inputs) -> Array:
     return jnp.ones(len(inputs.rows), bool)
 
 
-# All of 12 losses and, where the rows are given, of 24 parameters: one program each.
+# All have 12 losses, and 24 parameters for methods that take the rows: so each method
+# compiles one program.
 WIDE = ("random", "conflicting", "rank-deficient", "near-duplicate rows")
 WIDE += ("row norms 1..1000", "one zero row", "trace below norm_eps")
 SQUARE = ("random of rank 6", "duplicate rows", "opposed rows", "zero")
-# Of rank that does not depend on rounding, in float32 either.
+# Their rank does not depend on rounding, not even in float32.
 CLEAR = ("random", "conflicting", "rank-deficient", "duplicate rows", "one zero row")
 CLEAR += ("trace below norm_eps",)
-# Not Pareto-stationary, and not so small that TorchJD takes them to be zero.
+# Not Pareto-stationary, and not so small that TorchJD treats them as zero.
 PROGRESS = ("random", "conflicting", "rank-deficient")
 DISTINCT = ("random", "conflicting", "rank-deficient", "row norms 1..1000")
 
-# Sums and products of the given numbers, and nothing that enlarges their rounding.
+# Sums and products of the inputs: nothing amplifies their rounding.
 ROUNDING: Bounds = {"float32": 2e-6, "float64": 1e-14}
-# Rounding times the condition of the kinds of Jacobians, up to 1e3, ten times what was
+# Rounding times the condition number of the Jacobians, up to 1e3: ten times what was
 # measured.
 CONDITION: Bounds = {"float32": 1e-4, "float64": 1e-12}
-# TorchJD's solvers stop at 1e-8 of their objectives, CAGrad's update then is up to 2e-4
-# off. `interop.optimality` says which library is the closer.
+# TorchJD's solvers stop at 1e-8 of their objectives, which leaves CAGrad's update up to
+# 2e-4 off. `interop.optimality` measures which library is closer.
 INTERIOR_POINT: Bounds = {"float32": 1e-3, "float64": 1e-3}
 LEAST_SQUARES: Bounds = {"float32": 5e-5, "float64": 2e-6}
 

@@ -1,7 +1,7 @@
-"""How does an array cross between torch and JAX without being copied?
+"""Pass arrays between torch and JAX by DLPack, without a copy.
 
-By DLPack: both sides then look at the same memory. Nothing is ever copied or cast in
-silence; what cannot cross as it is raises.
+Both sides then use the same memory. Nothing is silently copied or cast: an array that
+cannot cross as it is raises an error.
 """
 
 import jax
@@ -12,21 +12,21 @@ from jaxtyping import Shaped
 
 
 def to_jax(tensor: Shaped[torch.Tensor, "..."]) -> Shaped[jax.Array, "..."]:
-    """The same memory as an array of JAX, on the same device.
+    """View a torch tensor as a JAX array: same memory, same device.
 
-    JAX takes its arrays to be constant. Once the tensor has crossed, do not write to it
-    in place: an optimizer of torch does so to parameters. Gradients do not cross.
+    JAX assumes that its arrays never change, so do not write to the tensor in place
+    afterwards. A torch optimizer does that to parameters. Gradients do not cross.
 
     **Arguments:**
 
-    - `tensor`: any shape, of a dtype that JAX has enabled. Its strides may be those of
-      a transposition, such as NCHW seen as NHWC, but must leave no gaps.
+    - `tensor`: any shape, of a dtype that JAX has enabled. It may be a transposed view,
+      such as NCHW seen as NHWC, but its strides must leave no gaps.
 
     **Returns:** an array of the same shape and dtype.
 
-    **Raises:** `TypeError` for what is no tensor. `ValueError` for a dtype that JAX
-    would narrow (float64 and int64 unless `jax.enable_x64`), for strides with gaps, and
-    for a view that does not start on a boundary of 64 bytes.
+    **Raises:** `TypeError` if `tensor` is not a tensor. `ValueError` for a dtype that
+    JAX would narrow (float64 and int64 unless `jax.enable_x64`), for strides with gaps,
+    and for a view that does not start on a boundary of 64 bytes.
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
@@ -42,7 +42,7 @@ def to_jax(tensor: Shaped[torch.Tensor, "..."]) -> Shaped[jax.Array, "..."]:
         )
     try:
         return jnp.from_dlpack(tensor.detach(), copy=False)
-    except (ValueError, RuntimeError) as error:  # jaxlib's own error is the latter.
+    except (ValueError, RuntimeError) as error:  # jaxlib raises the RuntimeError.
         raise ValueError(
             "`tensor` must be compact and start on a boundary of 64 bytes to cross "
             f"without a copy. Got shape {tuple(tensor.shape)}, strides "
@@ -52,18 +52,18 @@ def to_jax(tensor: Shaped[torch.Tensor, "..."]) -> Shaped[jax.Array, "..."]:
 
 
 def to_torch(array: Shaped[jax.Array, "..."]) -> Shaped[torch.Tensor, "..."]:
-    """The same memory as a tensor of torch, on the same device.
+    """View a JAX array as a torch tensor: same memory, same device.
 
-    JAX takes its arrays to be constant, so do not write to the tensor in place.
+    JAX assumes that its arrays never change, so do not write to the tensor in place.
 
     **Arguments:**
 
     - `array`: any shape, on one device, outside of `jit`.
 
-    **Returns:** a tensor of the same shape and dtype, without gradient.
+    **Returns:** a tensor of the same shape and dtype, without a gradient.
 
-    **Raises:** `TypeError` for what is no concrete array: a NumPy array, or a traced
-    one.
+    **Raises:** `TypeError` if `array` is not a concrete JAX array, for example a NumPy
+    array or a tracer.
     """
     if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
         raise TypeError(

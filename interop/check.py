@@ -1,4 +1,4 @@
-"""What is a row of the parity report?"""
+"""A row of the parity report: a computation, its result and its bound."""
 
 import dataclasses
 import math
@@ -11,8 +11,8 @@ from .precision import Precision
 class Check:
     """One computation that both libraries do.
 
-    `difference` does it in one precision and returns the largest relative difference.
-    `bounds` says how large that may be. `quick`: whether `--quick` includes it.
+    `difference` runs it in one precision and returns the largest relative difference.
+    `bounds` says how large that may be. `quick` says whether `--quick` includes it.
     """
 
     group: str
@@ -27,7 +27,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A quantity and its bound, inclusive: 0 may be asked for."""
+    """A value and its bound. The bound is inclusive, so it may be 0."""
 
     value: float
     bound: float

@@ -1,8 +1,8 @@
-"""How do the weights of a torch model become those of the same model in Flax?
+"""Convert the weights of a torch model to the same model in Flax.
 
-A `state_dict` says neither which layer a tensor belongs to nor how the layer is used,
-so the Flax model says it: its parameters are gone through one by one, and each is made
-from the tensor of the layer of the same name.
+A `state_dict` does not say what kind of layer a tensor belongs to, or how the layer is
+used. The Flax model does: each of its parameters is made from the tensor of the torch
+layer of the same name.
 
 | layer                  | torch               | Flax                                 |
 |------------------------|---------------------|--------------------------------------|
@@ -15,16 +15,16 @@ from the tensor of the layer of the same name.
 | `LayerNorm`, `GroupNorm` | weight, bias      | scale, bias                          |
 | `Embedding`            | weight [num, dim]   | `Embed`: embedding [num, dim]        |
 
-What no parameter holds must be set by hand, because the defaults differ:
+Settings that are not parameters must be set by hand, because the defaults differ:
 
 - torch's images are NCHW, Flax's NHWC; strides, padding (Flax: "SAME") and groups
   (`feature_group_count`) are arguments of the Flax layer;
-- `epsilon` is 1e-6 in Flax's `LayerNorm` and `GroupNorm` and 1e-5 in torch's;
-- `momentum` of `BatchNorm` is what is kept in Flax and what is replaced in torch: 0.9
-  there is 0.1 here;
-- torch's `ConvTranspose` with padding p and kernel size k pads by k - 1 - p in Flax;
-- after convolutions, `Flatten` runs through channels first in torch and last in Flax,
-  so that the next `Linear` has its inputs in another order: see `flattened`.
+- `epsilon` is 1e-6 in Flax's `LayerNorm` and `GroupNorm`, and 1e-5 in torch's;
+- `momentum` of `BatchNorm` is the weight of the old value in Flax and of the new value
+  in torch: Flax's 0.9 is torch's 0.1;
+- torch's padding p of a `ConvTranspose` of kernel size k is k - 1 - p in Flax;
+- after convolutions, `Flatten` puts channels first in torch and last in Flax, so the
+  next `Linear` gets its inputs in another order: see `flattened`.
 """
 
 import math
@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, PyTree
 
 State = Mapping[str, torch.Tensor]
 
-# For each parameter of Flax, by its name, the tensor of the torch layer.
+# The name of each Flax parameter, and of the tensor of the torch layer.
 _TENSORS = {
     "kernel": "weight",
     "embedding": "weight",
@@ -48,7 +48,7 @@ _TENSORS = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Counts the batches that BatchNorm has seen, which Flax does not.
+# torch counts the batches that BatchNorm has seen. Flax does not.
 _IGNORED = "num_batches_tracked"
 
 
@@ -60,7 +60,7 @@ def to_linen(
     flattened: Mapping[str, Sequence[int]] | None = None,
     transposed: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The variables of a linen model, with the weights of a torch model.
+    """Make the variables of a linen model from the weights of a torch model.
 
     The result shares no memory with the tensors.
 
@@ -68,23 +68,23 @@ def to_linen(
 
     - `state_dict`: of the torch model.
     - `variables`: the variables of the Flax model, `{"params": ...}` and perhaps
-      `{"batch_stats": ...}`: what `model.init` returns, or `jax.eval_shape` of it. Only
-      their names, shapes and dtypes matter.
-    - `names`: for each torch layer the path of the Flax layer, `{"features.0":
-      "trunk/Conv_0"}`. Layers that are not named must have the same path in both, with
+      `{"batch_stats": ...}`, as `model.init` or `jax.eval_shape` of it returns them.
+      Only their names, shapes and dtypes matter.
+    - `names`: maps torch layers to the paths of the Flax layers, `{"features.0":
+      "trunk/Conv_0"}`. A layer that is not listed must have the same path in both, with
       "." in torch where Flax has "/".
-    - `flattened`: for each torch `Linear` that follows a flattened image, the shape of
-      this image without the batch, as torch has it: `{"classifier.0": (64, 7, 7)}`.
-      Its inputs are put in the order of Flax, channels last. (Or leave it out, and have
-      the Flax model transpose the image to channels first before it flattens it.)
-    - `transposed`: the torch layers that are transposed convolutions, with Flax's
-      `transpose_kernel=False`, the default. With `transpose_kernel=True` the layout is
-      that of a convolution: leave them out here.
+    - `flattened`: maps each torch `Linear` that follows a flattened image to the shape
+      of this image in torch, without the batch: `{"classifier.0": (64, 7, 7)}`. Its
+      inputs are reordered to Flax's order, channels last. (Or leave it out, and let the
+      Flax model move the channels first before it flattens.)
+    - `transposed`: the torch layers that are transposed convolutions, if the Flax layer
+      has `transpose_kernel=False`, the default. With `transpose_kernel=True` the layout
+      is that of a convolution, so don't list the layer here.
 
     **Returns:** nested dicts like `variables`, with their shapes and dtypes.
 
-    **Raises:** `ValueError` if a layer or tensor is missing or left over, has another
-    shape than Flax expects, or is of a kind that is not in the table of this module.
+    **Raises:** `ValueError` if a layer or tensor is missing or left over, has a shape
+    that Flax does not expect, or is of a kind that is not in this module's table.
     """
     leaves = traverse_util.flatten_dict(variables)
     strays = {path[0] for path in leaves} - {"params", "batch_stats"}
@@ -93,7 +93,7 @@ def to_linen(
             "`variables` must hold the collections 'params' and 'batch_stats' and "
             f"nothing else. Got {sorted(map(str, strays))} too."
         )
-    # The statistics are in a tree of their own: under the same path as the parameters.
+    # The statistics are in a separate tree, under the same paths as the parameters.
     collections = {path[1:]: path[0] for path in leaves}
     converted = _convert(
         state_dict,
@@ -115,19 +115,19 @@ def to_nnx(
     flattened: Mapping[str, Sequence[int]] | None = None,
     transposed: Collection[str] = (),
 ) -> nnx.State:
-    """The state of an nnx model, with the weights of a torch model.
+    """Make the state of an nnx model from the weights of a torch model.
 
-    `nnx.update(model, to_nnx(state_dict, model))` loads it.
+    Load it with `nnx.update(model, to_nnx(state_dict, model))`.
 
     **Arguments:**
 
     - `model`: the Flax model, or `nnx.eval_shape` of it. It is not changed.
-    - `state_dict`, `names`, `flattened`, `transposed`: as in `to_linen`. The items of a
-      list have their position for a name, `layers/0`.
+    - `state_dict`, `names`, `flattened`, `transposed`: as in `to_linen`. An item of a
+      list is named by its position, `layers/0`.
 
     **Returns:** the parameters and the batch statistics.
 
-    **Raises:** as `to_linen`.
+    **Raises:** the errors of `to_linen`.
     """
     state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     leaves = dict(nnx.to_flat_state(state))
@@ -184,8 +184,8 @@ def _convert(
                 f"Got {sorted(state_dict)}. Use `names` if the layer is named "
                 "differently."
             )
-        # float64 holds every narrower float exactly, bfloat16 included, which NumPy
-        # lacks. The dtype of the parameter is given at the end.
+        # Go through float64: it holds every narrower float exactly, and NumPy has no
+        # bfloat16. The last step casts to the dtype of the parameter.
         weight = state_dict[tensor].detach().cpu().double().numpy()
         array = weight
         if kind == "kernel":
@@ -204,7 +204,7 @@ def _convert(
     )
     if left:
         raise ValueError(
-            f"`state_dict` has tensors that the Flax model has no use for: {left}. Use "
+            f"`state_dict` has tensors that the Flax model does not use: {left}. Use "
             "`names` if their layers are named differently, or leave them out."
         )
     return converted
@@ -217,10 +217,10 @@ def _kernel(
     image: Sequence[int] | None,
     mirror: bool,
 ) -> Float[np.ndarray, "..."]:
-    """Flax's layout of the weight of a `Linear` or a convolution.
+    """Convert the weight of a `Linear` or a convolution to Flax's layout.
 
-    **Raises:** `ValueError` if `image` is not the input of a `Linear`, or what is to be
-    mirrored is no convolution.
+    **Raises:** `ValueError` if `image` does not fit the inputs of a `Linear`, or if
+    `mirror` is set for a layer that is not a convolution.
     """
     if mirror and weight.ndim < 3:
         raise ValueError(
@@ -230,17 +230,17 @@ def _kernel(
     if image is not None:
         if weight.ndim != 2 or weight.shape[1] != math.prod(image):
             raise ValueError(
-                f"For {where}, `flattened` must be the shape of an image of as many "
+                f"For {where}, `flattened` must be the shape of an image with as many "
                 f"numbers as the layer has inputs. Got {tuple(image)}, and a weight of "
                 f"shape {weight.shape}."
             )
         channels_first = weight.reshape(-1, *image)
         weight = np.moveaxis(channels_first, 1, -1).reshape(weight.shape)
-    if weight.ndim < 2:  # No kernel: the shape will be refused.
+    if weight.ndim < 2:  # Not a kernel: the caller refuses its shape.
         return weight
     if not mirror:
         return np.moveaxis(weight, (0, 1), (-1, -2))
-    # torch's transposed convolution is the derivative of a convolution, so it applies
-    # the kernel mirrored. Flax's applies it as it is.
+    # torch's transposed convolution is the transpose of a convolution, so it applies
+    # the kernel mirrored. Flax applies the kernel as it is.
     mirrored = np.flip(weight, tuple(range(2, weight.ndim)))
     return np.moveaxis(mirrored, (0, 1), (-2, -1))

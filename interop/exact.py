@@ -1,10 +1,11 @@
-"""How far from the exact projection is each library, with its default settings?
+"""Measure how far each library, with default settings, is from the exact projection.
 
 The exact weights are $w = \\operatorname{argmin}_{v \\succeq u} \\|J^\\top v\\|^2$.
 With $v = u + z$ this is a nonnegative least-squares problem in J itself, which an
 active-set method solves in finitely many steps. The rows of J are scaled to norm 1
-first: z may be rescaled freely, and J is much better conditioned than its Gramian. So
-nothing that the two libraries do is in it: no Gramian, no regularisation, no float32.
+first: z can be rescaled to match, and J is much better conditioned than its Gramian. So
+the reference shares nothing with the two libraries: no Gramian, no regularisation, no
+float32.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from .jacobians import (
 from .precision import Precision, jax_precision
 from .weights import jaxjd_weights
 
-# What jaxjd promises: no loss increases, to first order, up to this cosine.
+# jaxjd promises that no loss increases, to first order, up to this cosine.
 WORST_COSINE = -1e-3
 
 
@@ -38,8 +39,8 @@ class Quality:
     """How good some weights are.
 
     `distance`: $\\|J^\\top(w - w^*)\\| / \\|J^\\top w^*\\|$, the root of
-    $(w - w^*)^\\top G (w - w^*) / {w^*}^\\top G w^*$. `cosine`: the smallest between
-    the update and a gradient; negative where the update increases a loss.
+    $(w - w^*)^\\top G (w - w^*) / {w^*}^\\top G w^*$. `cosine`: the smallest cosine
+    between the update and a gradient, negative if the update increases a loss.
     """
 
     distance: float
@@ -57,12 +58,12 @@ class Comparison:
 
     @property
     def cosine(self) -> Measurement:
-        """What is asked of jaxjd, as a quantity that is to be small."""
+        """jaxjd's worst cosine, negated so that the bound is an upper one."""
         return Measurement(-self.jaxjd.cosine, -WORST_COSINE)
 
 
 def cases() -> dict[str, Jacobian]:
-    """Jacobians whose exact update, to which distances are relative, is not zero."""
+    """Jacobians with a nonzero exact update, since distances are relative to it."""
     dense = normal(16, 32)
     outlier = dense / np.linalg.norm(dense, axis=1, keepdims=True)
     outlier[0] *= 100
@@ -89,7 +90,10 @@ QUICK = ("paper's example", "random", "row norms 1..1e6", "trace 1e-5")
 
 
 def compare(name: str, precision: Precision) -> Comparison:
-    """**Raises:** `KeyError` if `name` is not among `cases()`."""
+    """Run both libraries on the Jacobian `cases()[name]`.
+
+    **Raises:** `KeyError` if `name` is not among `cases()`.
+    """
     jacobian = cases()[name]
     exact = exact_upgrad(jacobian)
     with jax_precision(precision):
@@ -122,7 +126,7 @@ def exact_upgrad(jacobian: Jacobian) -> Float[np.ndarray, " m"]:
 
     **Arguments:**
 
-    - `jacobian`: [m, n], no row zero.
+    - `jacobian`: [m, n], without zero rows.
     """
     u = np.eye(len(jacobian)) / len(jacobian)
     return sum(exact_projection(row, jacobian) for row in u)  # pyright: ignore
@@ -131,12 +135,12 @@ def exact_upgrad(jacobian: Jacobian) -> Float[np.ndarray, " m"]:
 def exact_projection(
     u: Float[np.ndarray, " m"], jacobian: Jacobian
 ) -> Float[np.ndarray, " m"]:
-    """The v of least $\\|J^\\top v\\|$ with $v \\succeq u$.
+    """The v that minimises $\\|J^\\top v\\|$ subject to $v \\succeq u$.
 
     **Arguments:**
 
     - `u`: [m], any sign.
-    - `jacobian`: [m, n], no row zero.
+    - `jacobian`: [m, n], without zero rows.
     """
     norms = np.linalg.norm(jacobian, axis=1)
     directions = jacobian / norms[:, None]

@@ -1,4 +1,4 @@
-"""Do both libraries find the same Gramian for the same model and batch?"""
+"""Compare the Gramians of both libraries for the same model and batch."""
 
 import functools
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from .threads import one_thread
 
 BOUNDS: dict[Precision, float] = {"float32": 1e-5, "float64": 1e-9}
 NUM_EXAMPLES = 16
-# Does not divide the number of examples, so that the last chunk is not full.
+# Does not divide the number of examples, so the last chunk is not full.
 CHUNK_SIZE = 6
 
 
 def checks() -> list[Check]:
-    """Each model, each method of the engine, and the two ways to give it the losses."""
+    """Each model, each method of the engine, per-example and whole-batch functions."""
     rows = []
     for make in (mlp, cnn):
         for method in get_args(Method):
@@ -55,14 +55,15 @@ def gramian_difference(
 ) -> float:
     """How far apart the Gramians of one batch are, relative to the norms of the rows.
 
-    An entry is divided by the norms of its two gradients, which is its largest possible
-    size: small entries count as much as large ones.
+    Each entry is divided by the norms of its two gradients, which bound it. So small
+    entries count as much as large ones.
 
     **Arguments:**
 
     - `make`: makes the model in both frameworks.
     - `method`, `chunk_size`: of `jaxjd.value_and_jac`.
-    - `per_example`: whether it gets the loss of one example, with `in_axes`, or all.
+    - `per_example`: whether jaxjd gets the loss of one example, with `in_axes`, or a
+      function that returns all losses.
     """
     with jax_precision(precision), one_thread():
         twins = make(precision)

@@ -1,8 +1,8 @@
-"""Which Jacobians are the weightings compared on?
+"""The Jacobians on which the weightings are compared.
 
-Each kind is made so that it has the property for which it is named. All are float64
-and the same on every call; the Gramian is computed in float64 and then rounded, so that
-both libraries and both precisions see the same problem.
+Each kind has the property that it is named after, by construction. All are float64 and
+the same on every call. The Gramian is computed in float64 and then rounded, so both
+libraries and both precisions see the same problem.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ Jacobian = Float[np.ndarray, "m n"]
 
 
 def comparable() -> dict[str, list[Jacobian]]:
-    """By kind, Jacobians for the comparison of weights under TorchJD's rule."""
+    """Jacobians by kind, for comparing weights under TorchJD's rule."""
     return {
         "random": [normal(12, 24)],
         "random, 32 losses": [normal(32, 64)],
@@ -33,7 +33,7 @@ def comparable() -> dict[str, list[Jacobian]]:
 
 
 def sequence(num_steps: int, m: int, n: int) -> list[tuple[Jacobian, Jacobian]]:
-    """Two independent batches for each step: noise around one Jacobian that shrinks."""
+    """Two independent batches for each step: a shrinking Jacobian plus noise."""
     expected = normal(m, n)
     batches = []
     for step in range(num_steps):
@@ -55,32 +55,33 @@ def normal(m: int, n: int, seed: int = 0) -> Jacobian:
 
 
 def conflicting(m: int) -> Jacobian:
-    """Every two rows conflict.
+    """Rows of which every two conflict.
 
-    With orthonormal $e_i$ and $s$ their sum, the rows are $e_i - 0.9 s / m$, so that
-    different ones have the product $(0.9^2 - 2 \\cdot 0.9) / m < 0$; then rescaled.
+    With orthonormal $e_i$ and their sum $s$, the rows are $e_i - 0.9 s / m$, so two
+    different rows have the product $(0.9^2 - 2 \\cdot 0.9) / m < 0$. They are rescaled
+    afterwards.
     """
     orthonormal = np.linalg.qr(normal(2 * m, m))[0].T
     return spread(orthonormal - 0.9 * orthonormal.mean(axis=0), 3)
 
 
 def rank_deficient(m: int, seed: int = 0) -> Jacobian:
-    """Rank m/2, and one direction that suits every row: the projection is not 0."""
+    """Rows of rank m/2 that share a descent direction: the projection is not 0."""
     basis = np.linalg.qr(normal(2 * m, m // 2))[0].T
-    # In this basis all rows have the same, positive first coordinate.
+    # In this basis all rows have the same positive first coordinate.
     coordinates = normal(m, m // 2, seed)
     coordinates[:, 0] = 0.3
     return coordinates @ basis
 
 
 def near_duplicates(m: int) -> Jacobian:
-    """Half of the rows are the others but for a thousandth."""
+    """Rows of which the second half is the first half plus noise of size 1e-3."""
     rows = normal(m // 2, 2 * m)
     return np.concatenate([rows, rows + 1e-3 * normal(m // 2, 2 * m, seed=1)])
 
 
 def opposed(m: int) -> Jacobian:
-    """Every row has its opposite: no direction is good for all, the projection is 0."""
+    """Rows and their opposites: no direction is good for all, the projection is 0."""
     rows = normal(m // 2, m)
     return np.concatenate([rows, -rows])
 
@@ -90,6 +91,6 @@ def unit(jacobian: Jacobian) -> Jacobian:
 
 
 def spread(jacobian: Jacobian, ratio: float) -> Jacobian:
-    """The rows rescaled to norms from 1 to `ratio`, in geometric progression."""
+    """Rescale the rows to norms from 1 to `ratio`, in geometric progression."""
     norms = np.linalg.norm(jacobian, axis=1, keepdims=True)
     return jacobian / norms * np.geomspace(1, ratio, len(jacobian))[:, None]

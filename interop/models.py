@@ -1,4 +1,4 @@
-"""Which models do both libraries differentiate? The same two, with the same weights."""
+"""The two models that both libraries differentiate, with the same weights in each."""
 
 import functools
 from collections.abc import Callable
@@ -27,9 +27,8 @@ class Batch(NamedTuple):
 class Twins(NamedTuple):
     """One model in both frameworks.
 
-    `convert` turns a `state_dict` of the one into variables of the other. `input_shape`
-    is that of one example in torch, `axes` are the axes of a batch in torch in the
-    order that Flax expects.
+    `convert` turns a `state_dict` into Flax variables. `input_shape` is the shape of
+    one example in torch. `axes` lists the axes of a torch batch in Flax's order.
     """
 
     torch_model: torch.nn.Module
@@ -40,16 +39,16 @@ class Twins(NamedTuple):
     precision: Precision
 
     def variables(self) -> PyTree[Float[Array, "..."]]:
-        """A copy of what the weights of the torch model are now."""
+        """Copy the current weights of the torch model."""
         return self.convert(self.torch_model.state_dict())
 
     def batch(self, size: int, seed: int) -> Batch:
-        """Noisy examples of ten classes; the same numbers in both precisions."""
+        """Noisy examples of ten classes, the same numbers in both precisions."""
         return make_batch(self.input_shape, self.precision, size, seed)
 
     def jax_batch(self, batch: Batch) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
-        """The batch, in the memory of torch."""
-        # Classes are int32, since JAX has no int64 in single precision.
+        """The batch as JAX arrays, in torch's memory where possible."""
+        # Labels become int32, because JAX has no int64 in single precision.
         labels = batch.labels.to(torch.int32)
         return to_jax(batch.inputs.permute(self.axes)), to_jax(labels)
 
@@ -176,7 +175,7 @@ def make_batch(
 
 
 def _seeded(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """torch initialises from its global state, which is put back."""
+    """Make a model from seed 0, then restore torch's global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()
@@ -194,7 +193,7 @@ def _twins(
     batch = make_batch(input_shape, precision, size=1, seed=0)
     images = to_jax(batch.inputs.permute(axes))
     shapes = jax.eval_shape(flax_model.init, jax.random.key(0), images)
-    # The parameters of the Flax models are made in float32, whatever the images are.
+    # Flax makes float32 parameters, whatever the dtype of the images.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, images.dtype), shapes)
     convert = functools.partial(to_linen, variables=shapes, **conversion)
     return Twins(torch_model, flax_model, convert, input_shape, axes, precision)

@@ -1,8 +1,8 @@
-"""How well does each library solve the problem by which the weights are defined?
+"""Measure how well each library solves the problem that defines a method's weights.
 
-For the methods whose weights TorchJD finds by an iteration that stops early, or with a
-solver of general problems: there is no use in comparing the weights then. Each has a
-residual, zero for the exact weights and for no others, which is computed in float64
+This is for methods whose weights TorchJD finds by an iteration that stops early, or
+with a general-purpose solver, so that comparing the weights would say little. Each
+method has a residual that is zero for the exact weights only. It is computed in float64
 from the Jacobian, not from the rounded Gramian that the libraries get.
 """
 
@@ -29,8 +29,8 @@ from .precision import Precision, jax_precision, torch_dtype
 
 Weights = Float[np.ndarray, " m"]
 
-# Below this, neither library is the better: rounding the Gramian to float32 alone moves
-# the exact weights of "every two conflict" by 2e-5.
+# Below this, neither library counts as better: rounding the Gramian to float32 alone
+# moves the exact weights of "every two conflict" by 2e-5.
 ROUNDING: dict[Precision, float] = {"float32": 5e-5, "float64": 2e-13}
 
 
@@ -54,15 +54,15 @@ class Comparison:
 
     @property
     def residual(self) -> Measurement:
-        """What is asked of jaxjd: to be the closer, but for rounding."""
+        """jaxjd's residual, bounded by TorchJD's or by rounding if that is larger."""
         return Measurement(self.jaxjd, max(self.torchjd, ROUNDING[self.precision]))
 
 
 def mgda_residual(weights: Weights, jacobian: Jacobian) -> float:
-    r"""How much longer $J^\top w$ is than the shortest, and how far w off the simplex.
+    r"""How much longer $J^\top w$ is than necessary, or how far w is off the simplex.
 
-    The shortest is a nonnegative least-squares problem: $\|J^\top a\|^2 + (1^\top a -
-    1)^2$ is least, over all $a \succeq 0$, where a is a multiple of the exact weights.
+    The shortest update comes from nonnegative least squares: over all $a \succeq 0$,
+    the minimiser of $\|J^\top a\|^2 + (1^\top a - 1)^2$ is a multiple of the exact w.
     """
     scaled = jacobian / np.linalg.norm(jacobian, axis=1).min()
     system = np.concatenate([scaled.T, np.ones((1, len(jacobian)))])
@@ -73,11 +73,12 @@ def mgda_residual(weights: Weights, jacobian: Jacobian) -> float:
 
 
 def cagrad_residual(weights: Weights, jacobian: Jacobian, *, c: float) -> float:
-    r"""How much more the worst served loss could progress, relative to that.
+    r"""How much progress the worst-off loss misses, or how far the update is too long.
 
-    For all v of the simplex, $v^\top J g_0 + c \|g_0\| \|J^\top v\|$ is a bound on
-    $\min_i g_i^\top d$ by duality. Here v is what the weights add to those of $g_0$.
-    Or by how much the update leaves the ball, relative to its radius.
+    The first is relative to the dual bound: for every d in the ball and v in the
+    simplex, $\min_i g_i^\top d \le v^\top J g_0 + c \|g_0\| \|J^\top v\|$. Here v is
+    what the weights add to those of $g_0$, normalised. The second is how far the update
+    leaves the ball, relative to its radius.
     """
     m = len(jacobian)
     added = weights - 1 / m
@@ -98,7 +99,7 @@ def fairgrad_residual(weights: Weights, jacobian: Jacobian, *, alpha: float) -> 
 
 
 def cases() -> dict[str, Jacobian]:
-    """Jacobians that are not Pareto-stationary, for which every problem is solvable."""
+    """Jacobians that are not Pareto-stationary, so every problem has a solution."""
     chosen = ("random", "every two conflict", "near-duplicate rows", "rank-deficient")
     chosen += ("row norms 1..1e4", "trace 1e-5")
     every = exact.cases()
@@ -109,14 +110,17 @@ QUICK = ("random",)
 
 
 def compare(name: str, case: str, precision: Precision) -> Comparison:
-    """**Raises:** `KeyError` if they are not among `PROBLEMS` and `cases()`."""
+    """Solve the problem `PROBLEMS[name]` for `cases()[case]` with both libraries.
+
+    **Raises:** `KeyError` for other names.
+    """
     problem = PROBLEMS[name]
     jacobian = cases()[case]
     with jax_precision(precision):
         shared = torch.from_numpy(gramian(jacobian, precision)).clone()
         ours = to_torch(jaxjd_weights(name, to_jax(shared)))
     rows = torch.from_numpy(jacobian).to(torch_dtype(precision))
-    with warnings.catch_warnings(action="ignore"):  # CVXPY's, that it will be slow.
+    with warnings.catch_warnings(action="ignore"):  # CVXPY warns that it is slow.
         theirs = problem.theirs(rows)
     residuals = (
         float(problem.residual(weights.double().numpy(), jacobian))

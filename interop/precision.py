@@ -1,4 +1,4 @@
-"""How is the same computation run in float32 and in float64, in both libraries?"""
+"""Run the same computation in float32 and in float64, in both libraries."""
 
 import contextlib
 from typing import Literal
@@ -13,8 +13,8 @@ Precision = Literal["float32", "float64"]
 def jax_precision(
     precision: Precision,
 ) -> contextlib.AbstractContextManager[None]:
-    """A context in which JAX computes in this precision; afterwards it is as before."""
-    # JAX 0.7 has it in jax.experimental only, where newer ones will not have it.
+    """A context in which JAX computes in this precision."""
+    # JAX 0.7 has `enable_x64` in jax.experimental only, newer releases in jax.
     where = jax if hasattr(jax, "enable_x64") else jax.experimental
     return where.enable_x64(precision == "float64")  # pyright: ignore
 

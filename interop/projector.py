@@ -1,4 +1,4 @@
-"""How does TorchJD use this library's solver for its own UPGrad and DualProj?"""
+"""A projector that lets TorchJD's UPGrad and DualProj use this library's solver."""
 
 import torch
 from jaxtyping import Float
@@ -13,23 +13,23 @@ from .precision import jax_precision, torch_dtype
 class JaxProjector(DualConeProjector):
     """Projects onto the dual cone with [`jaxjd.solvers.project_dual_cone`][].
 
-    For TorchJD's own extension point: `UPGrad(projector=JaxProjector())` and
-    `DualProj(projector=JaxProjector())` give the weights of TorchJD's
-    `QuadprogProjector`, whose defaults these are, to rounding. All rows are solved at
-    once, by a program that JAX compiles once for each shape, in the precision of the
-    Gramian. Tensors cross by DLPack, so they must be on a device that JAX has too.
+    It plugs into TorchJD: `UPGrad(projector=JaxProjector())` and
+    `DualProj(projector=JaxProjector())` give the same weights as TorchJD's
+    `QuadprogProjector`, to rounding, because the defaults are the same. All rows are
+    solved at once in the precision of the Gramian, by a program that JAX compiles once
+    per shape. Tensors cross by DLPack, so they must be on a device that JAX has too.
 
-    Where `QuadprogProjector` raises, this returns NaN: for a Gramian with NaN or
-    infinity.
+    For a Gramian with NaN or infinity, this returns NaN, where `QuadprogProjector`
+    raises.
 
     **Arguments:**
 
-    - `norm_eps`, `reg_eps`: as those of [`jaxjd.solvers.project_dual_cone`][]. Both
-      `None` keep UPGrad's promise where the norms of the gradients differ by orders of
-      magnitude, where TorchJD's defaults do not.
+    - `norm_eps`, `reg_eps`: as in [`jaxjd.solvers.project_dual_cone`][]. With `None`
+      for both, UPGrad keeps its promise even if the norms of the gradients differ by
+      orders of magnitude. With TorchJD's defaults it does not.
 
-    **Raises:** `ValueError` for those that [`jaxjd.solvers.project_dual_cone`][]
-    refuses, when called.
+    **Raises:** `ValueError`, when called, for arguments that
+    [`jaxjd.solvers.project_dual_cone`][] refuses.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class JaxProjector(DualConeProjector):
                 norm_eps=self.norm_eps,
                 reg_eps=self.reg_eps,
             ).solution
-            # A copy: users of torch may write to what they get, JAX forbids it.
+            # A copy, because torch users may write to the result, which JAX forbids.
             return to_torch(solution).to(G.dtype, copy=True)
 
 
 def _compact(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """In memory of its own, as to_jax needs it."""
+    """Copy to compact, aligned memory, which `to_jax` needs."""
     return tensor.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)

@@ -1,4 +1,4 @@
-"""How far apart are jaxjd and TorchJD on the same inputs, and is that close enough?"""
+"""Print how far apart jaxjd and TorchJD are on the same inputs, beside the bounds."""
 
 import argparse
 import itertools
@@ -18,16 +18,16 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DESCRIPTION = """\
 Run jaxjd and TorchJD on the same inputs and print how far apart they are.
 
-First table: the largest relative difference, in float32 and in float64, of Gramians,
-of weights and updates under TorchJD's rule of regularisation (norm_eps=1e-4,
-reg_eps=1e-4), of those of every other method, of 20 steps of every one that has a
-state, and of short training runs. Where a method is random, jaxjd is given the numbers
-that TorchJD has drawn. Second table: how far UPGrad of each library, with its default
-settings, is from the exact projection onto the dual cone. Third table: how well each
-library solves the problems that define other methods.
+The first table gives the largest relative difference, in float32 and in float64, of
+Gramians; of weights and updates under TorchJD's regularisation (norm_eps=1e-4,
+reg_eps=1e-4); of every other method; of 20 steps of every method with a state; and of
+short training runs. Random methods of jaxjd get the numbers that TorchJD drew. The
+second table says how far each library's UPGrad, with default settings, is from the
+exact projection onto the dual cone. The third table says how well each library solves
+the problems that define other methods.
 
 The exit code is 1 if a difference is over its bound, an update of jaxjd conflicts with
-a gradient, or TorchJD solves a problem better; else 0.
+a gradient, or TorchJD solves a problem better. Otherwise it is 0.
 """
 
 
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rows: each method of the engine and of aggregation, the MLP's "
-        "training only",
+        help="fewer rows: all methods of the engine and of aggregation in fewer "
+        "variants, and training of the MLP only",
     )
     parser.add_argument(
         "--json",
@@ -116,8 +116,8 @@ def parity_table(rows: Iterable[tuple[Check, Mapping[Precision, Measurement]]]) 
             cells += [f"{measurement.value:.1e}", f"{measurement.bound:.0e}"]
         lines.append([*cells, verdict(measured.values())])
     note = (
-        "Random methods: TorchJD drew the numbers, and jaxjd was given the same. (A\n"
-        "method that draws numbers which jaxjd is not given is an error.)"
+        "Random methods: TorchJD drew the numbers, and jaxjd was given the same ones.\n"
+        "(It is an error if jaxjd is not given all of them.)"
     )
     return table([*header, ""], lines) + "\n\n" + note
 
@@ -147,10 +147,10 @@ def exact_table(rows: Iterable[Mapping[Precision, exact.Comparison]]) -> str:
                 ]
             )
     note = (
-        "The distance is relative, ‖Jᵀ(w - w*)‖ / ‖Jᵀw*‖ with the exact weights w*.\n"
+        "The distance is ‖Jᵀ(w - w*)‖ / ‖Jᵀw*‖, where w* are the exact weights.\n"
         "The cosine is the smallest between the update and a gradient: below 0, a\n"
-        f"loss increases. jaxjd passes from {exact.WORST_COSINE:g}; of TorchJD nothing "
-        "is asked."
+        f"loss increases. jaxjd must reach {exact.WORST_COSINE:g}; TorchJD is shown "
+        "for comparison."
     )
     return table([*header, ""], lines) + "\n\n" + note
 
@@ -168,9 +168,9 @@ def optimality_table(
         lines.append([*cells, verdict(row.residual for row in both.values())])
     note = (
         "All are relative. mgda: how much longer the update is than the shortest.\n"
-        "cagrad: how much further the worst served loss could progress.\n"
+        "cagrad: how much more progress the worst-off loss could make.\n"
         "fairgrad: max |(Gw)ᵢ wᵢ^(1/alpha) - 1|. nash_mtl: max |(Gw)ᵢ wᵢ - 1|.\n"
-        "jaxjd passes if it is not farther than TorchJD, but for rounding: "
+        "jaxjd passes if it is at least as close as TorchJD, up to rounding: "
         + ", ".join(f"{x:g} in {p}" for p, x in optimality.ROUNDING.items())
         + "."
     )
@@ -214,7 +214,7 @@ def optimality_record(
 
 
 def number(value: float) -> float | None:
-    """JSON has no NaN and no infinity: null."""
+    """The value, or None for NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 
@@ -223,7 +223,7 @@ def verdict(measurements: Iterable[Measurement]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, padded so that it reads as it is."""
+    """Write a Markdown table, padded so that it also reads well as plain text."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -233,6 +233,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def progress(what: str) -> None:
-    """One line, overwritten by the next; nothing where the output is no terminal."""
+    """Show one line, which the next overwrites. Print nothing outside a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)

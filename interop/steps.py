@@ -1,7 +1,7 @@
-"""Do the methods that have a state agree, step after step?
+"""Compare the methods that have a state over 20 steps.
 
-`METHODS` is a table as that of `interop.aggregators`. Each state is carried over 20
-steps, each library's own, so that a difference in one step enters the next.
+`METHODS` is a table like the one in `interop.aggregators`. Each library carries its own
+state, so a difference in one step enters the next.
 """
 
 from collections.abc import Callable
@@ -68,13 +68,13 @@ def gradvac(decay: float, eps: float) -> Callable[[int, int], Ours]:
 
 
 def orders(drawn: list[torch.Tensor]) -> Int[np.ndarray, "m m"]:
-    """TorchJD permutes the other losses. jaxjd passes over the row's own, put last."""
+    """Convert the permutations: TorchJD's have no own loss, jaxjd's have it last."""
     m = len(drawn)
     others = [np.delete(np.arange(m), i)[drawn[i].numpy()] for i in range(m)]
     return np.concatenate([np.stack(others), np.arange(m)[:, None]], axis=1)
 
 
-# TorchJD adds `eps` to products of norms, jaxjd to what is relative to them.
+# TorchJD adds `eps` to products of norms, jaxjd to values relative to those products.
 EPS: Bounds = {"float32": 2e-6, "float64": 1e-7}
 
 METHODS = [
@@ -95,8 +95,8 @@ METHODS = [
         of_rows(lambda m: jaxjd.nash_mtl(num_losses=m, update_every=3)),
         lambda m, dtype: reference.NashMTL(m, update_weights_every=3),
         "rows",
-        # All gradients agree about a part of the update. Where they do not, TorchJD's
-        # solver fails in some steps, and with one loss it raises in all.
+        # The shift gives all gradients a common part. Without it TorchJD's solver fails
+        # in some steps. With one loss it raises in every step.
         lambda: steps(shift=1.0),
         LEAST_SQUARES,
         alone=False,
@@ -127,7 +127,7 @@ METHODS = [
         of_cross_gramian(lambda m: jaxjd.weighting.sdmgrad(num_losses=m)),
         lambda m, dtype: reference.SDMGradWeighting(),
         "cross_gramian",
-        # TorchJD adds 1e-8 to the square of a norm, which is nothing beside this.
+        # TorchJD adds 1e-8 to a squared norm. At this scale that does not matter.
         lambda: steps(1e4),
         CONDITION,
     ),

@@ -1,4 +1,4 @@
-"""How is torch kept from fighting JAX for the cores?"""
+"""Keep torch from competing with JAX for the cores."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ import torch
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """A context in which torch computes in one thread; afterwards it is as before.
+    """A context in which torch computes in one thread.
 
-    For arrays as small as these its threads mostly wait for each other, the longer the
-    busier the machine is: twenty times was seen.
+    With arrays this small, torch's threads mostly wait for each other. On a busy
+    machine they were up to twenty times slower.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,14 +1,14 @@
-"""Do both libraries train the same model alike?
+"""Compare 100 steps of training the same model with both libraries.
 
-The same initial weights, the same batches, one loss per example, UPGrad: 100 steps, in
-which each difference, of a Gramian, of its weights, of an update, enters the next.
+Both start from the same weights and see the same batches, with one loss per example and
+UPGrad. Each difference of a Gramian, its weights or an update enters the next step.
 
-Two programs in float32 round differently, and the steps that follow enlarge that. The
-scale for what can be asked is how far TorchJD's own float32 run ends from its own
-float64 run: 2e-6 to 5e-6 in these runs. With SGD the libraries are 4e-7 to 1e-5 apart,
-with Adam 5e-5: optax computes Adam's bias corrections in float32, torch in float64, and
-with torch's in float32 TorchJD's own two runs are 3e-5 apart. The bounds of float32
-leave a factor of ten and more for processors and libraries that round in another order.
+Two float32 programs round differently, and later steps amplify that. As a yardstick,
+TorchJD's own float32 run ends 2e-6 to 5e-6 from its own float64 run. With SGD the
+libraries are 4e-7 to 1e-5 apart, with Adam 5e-5. Adam's is larger because optax
+computes the bias corrections in float32 and torch in float64; with torch's in float32,
+TorchJD's own two runs are 3e-5 apart. The float32 bounds leave a factor of at least ten
+for processors and libraries that round in another order.
 """
 
 import functools
@@ -48,7 +48,7 @@ class Optimizer(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The losses of every step, and how far the parameters went, as Flax has them."""
+    """The losses of every step, and how far each parameter moved, in Flax's layout."""
 
     losses: Float[np.ndarray, "steps m"]
     moved: list[Float[np.ndarray, "..."]]
@@ -84,7 +84,7 @@ def checks() -> list[Check]:
 def run_difference(
     precision: Precision, *, make: Callable[[Precision], Twins], optimizer: Optimizer
 ) -> float:
-    """How far apart the two runs are: `distance` of jaxjd's from TorchJD's."""
+    """Run both libraries and return the `distance` of jaxjd's run from TorchJD's."""
     with jax_precision(precision):
         ours = jaxjd_run(make(precision), optimizer)
         with one_thread():
@@ -93,11 +93,11 @@ def run_difference(
 
 
 def distance(run: Run, expected: Run) -> float:
-    """The largest relative difference of the losses of a step, and of the parameters.
+    """The largest relative difference of the losses, or of the parameters' movement.
 
-    The losses of a step are relative to the largest of them; how far each array of
-    parameters moved in all is relative to the norm of that, not to the norm of the
-    parameters, most of which is the initialisation that both share.
+    The losses of a step are compared relative to the largest of them. The parameters
+    are compared by how far each array moved in all, relative to that distance. Their
+    own norm would hide differences, because most of it is the shared initialisation.
     """
     losses = np.abs(run.losses - expected.losses).max(axis=1)
     losses /= np.abs(expected.losses).max(axis=1)
@@ -109,7 +109,7 @@ def distance(run: Run, expected: Run) -> float:
 
 
 def jaxjd_run(twins: Twins, optimizer: Optimizer) -> Run:
-    """All steps as one `jax.lax.scan`. Call it under `jax_precision`."""
+    """Run all steps in one `jax.lax.scan`. Call it under `jax_precision`."""
     initial = twins.variables()
     batches = [
         twins.jax_batch(twins.batch(NUM_EXAMPLES, seed)) for seed in range(NUM_STEPS)
@@ -121,7 +121,7 @@ def jaxjd_run(twins: Twins, optimizer: Optimizer) -> Run:
 
     def step(carry, batch):
         variables, state = carry
-        jac: Any  # Not among the types that optax declares for updates.
+        jac: Any  # optax does not declare this type for updates.
         losses, jac = losses_and_jac(variables, *batch)
         updates, state = tx.update(jac, state, variables)
         return (optax.apply_updates(variables, updates), state), losses
@@ -138,7 +138,7 @@ def jaxjd_run(twins: Twins, optimizer: Optimizer) -> Run:
 
 
 def torchjd_run(twins: Twins, optimizer: Optimizer) -> Run:
-    """The loop that TorchJD documents. Call it under `jax_precision`."""
+    """Run the loop that TorchJD documents. Call it under `jax_precision`."""
     initial = twins.variables()
     model = twins.torch_model
     step = optimizer.torch(model.parameters())

@@ -1,11 +1,10 @@
-"""Do both libraries choose the same weights for a Gramian, and make the same update?
+"""Compare the weights and updates of `upgrad`, `dualproj`, `mean`, `sum`, `constant`.
 
-Both are told to regularise by TorchJD's rule, so w is unique even where the Gramian is
-singular. But it is only determined up to the rounding of that Gramian times its
-condition, up to 3.7e3 here, and that is 2e-4 in float32: the bound in float32 of the
-two kinds of Gramians that need it. (There, TorchJD's weights in float32 are up to 2e-5
-from its own in float64.) What w is for, the update, is compared as well, and has no
-such excuse.
+Both libraries regularise by TorchJD's rule, so w is unique even if the Gramian is
+singular. But w is only determined up to rounding times the condition number of the
+regularised Gramian, up to 3.7e3 here. That is 2e-4 in float32, the bound for the two
+kinds of Gramians that need it. (For these, TorchJD's own weights in float32 and float64
+are up to 2e-5 apart.) The update is well conditioned, so its bound is the normal one.
 """
 
 import functools
@@ -30,9 +29,9 @@ from .precision import Precision, jax_precision
 BOUNDS: dict[Precision, float] = {"float32": 1e-5, "float64": 1e-9}
 SINGULAR_BOUNDS: dict[Precision, float] = {"float32": 2e-4, "float64": 1e-9}
 SINGULAR = ("random of rank 6", "near-duplicate rows")
-# The update is compared where it is not zero but for rounding.
+# Kinds whose update is more than rounding: only there can updates be compared.
 UPDATED = ("random", "rank-deficient", "near-duplicate rows")
-# The rule by which TorchJD regularises a Gramian, asked for on both sides.
+# TorchJD's rule of regularisation, used on both sides.
 EPS = {"norm_eps": 1e-4, "reg_eps": 1e-4}
 PROJECTING = ("upgrad", "dualproj")
 PLAIN = ("mean", "sum", "constant")
@@ -68,19 +67,19 @@ def checks() -> list[Check]:
 def weights_difference(
     precision: Precision, *, method: str, kind: str, preferred: bool = False
 ) -> float:
-    """The largest relative difference between the weights that both choose.
+    """The largest relative difference between the weights of both libraries.
 
     **Arguments:**
 
     - `method`: a weighting of jaxjd.
-    - `kind`: of the Gramians, a key of `jacobians.comparable()`.
+    - `kind`: the kind of Gramians, a key of `jacobians.comparable()`.
     - `preferred`: whether to give a preference vector.
     """
     worst = 0.0
     for jacobian in comparable()[kind]:
         vector = given_vector(method, len(jacobian), preferred)
         with jax_precision(precision):
-            # Its own memory, which both libraries then look at.
+            # In aligned memory of its own, which both libraries then share.
             shared = torch.from_numpy(gramian(jacobian, precision)).clone()
             expected = reference_weighting(method, vector, shared.dtype)(shared)
             eps = tuple(options(method).items())
@@ -90,12 +89,12 @@ def weights_difference(
 
 
 def update_difference(precision: Precision, *, method: str, kind: str) -> float:
-    """The relative distance between the updates of both aggregators, in the 2-norm.
+    """The relative distance between the updates of both libraries, in the 2-norm.
 
     **Arguments:**
 
     - `method`: an aggregator of jaxjd.
-    - `kind`: of the matrices of gradients, a key of `jacobians.comparable()`.
+    - `kind`: the kind of Jacobians, a key of `jacobians.comparable()`.
     """
     worst = 0.0
     for jacobian in comparable()[kind]:
@@ -123,7 +122,7 @@ def jaxjd_weights(
     **Arguments:**
 
     - `vector`: the preference, or the weights of `constant`.
-    - `eps`: further arguments of the weighting, as pairs; by default its own rule.
+    - `eps`: further arguments of the weighting, as pairs. Its defaults if empty.
     """
     weighting = getattr(jaxjd.weighting, method)(*optional(vector), **dict(eps))
     return weighting(gramian)
@@ -137,9 +136,9 @@ def jaxjd_update(
     *,
     eps: tuple[tuple[str, float], ...] = (),
 ) -> Float[jax.Array, " n"]:
-    """The update that jaxjd's transformation makes of a matrix of gradients.
+    """The update that jaxjd's transformation makes of a Jacobian.
 
-    **Arguments:** as `jaxjd_weights`.
+    **Arguments:** as in `jaxjd_weights`.
     """
     tx = getattr(jaxjd, method)(*optional(vector), **dict(eps))
     params = jnp.zeros_like(rows[0])
@@ -150,7 +149,7 @@ def jaxjd_update(
 def given_vector(
     method: str, m: int, preferred: bool
 ) -> Float[np.ndarray, " m"] | None:
-    """The weights of `constant`, or a preference, with a loss that is not preferred."""
+    """The weights of `constant`, or a preference vector whose first entry is 0."""
     if method == "constant":
         return np.linspace(-1, 2, m)
     return np.arange(m) / m if preferred else None

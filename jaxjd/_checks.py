@@ -13,9 +13,23 @@ from jaxtyping import Array, Bool, Float, Int
 def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """A Gramian, in float32 if it was narrower.
 
-    **Raises:** `ValueError` if it is not square, `TypeError` if it is not real.
+    **Raises:** `ValueError` if it is not square. `TypeError` if it is not a real array,
+    such as the Jacobian itself.
     """
-    G = jnp.asarray(gramian)
+    if hasattr(gramian, "gramian"):
+        raise TypeError(
+            "`gramian` must be the matrix J Jᵀ, [m, m]. Got a Jacobian: write "
+            "`weighting(jac.gramian())`, or give the Jacobian to a transformation, "
+            "`jaxjd.NAME().update(jac, state, params)`."
+        )
+    try:
+        G = jnp.asarray(gramian)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`gramian` must be the matrix J Jᵀ, [m, m]. Got {type(gramian).__name__}. "
+            "Gradients go to a transformation: `jaxjd.NAME().update(gradients, state, "
+            "params)`."
+        ) from error
     if G.ndim != 2 or G.shape[0] != G.shape[1] or not G.size:
         raise ValueError(
             f"`gramian` must be a square matrix, [m, m]. Got shape {G.shape}."
@@ -142,9 +156,9 @@ def known(name: str, value: int | Int[Array, ""]) -> int:
     """
     if isinstance(value, Tracer):
         raise TypeError(
-            f"`{name}` must be known when the computation is traced, because shapes "
-            "depend on it. Got a traced array. With optax.inject_hyperparams, say "
-            f"static_args={name!r}."
+            f"`{name}` must be a number that is known at trace time: it shapes the "
+            f"computation. Got a traced array. In optax.inject_hyperparams, say "
+            f"`static_args={name!r}`."
         )
     return int(value)
 
@@ -192,13 +206,17 @@ def check_key(key: int | jax.Array) -> jax.Array:
     )
 
 
-def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> None:
-    """**Raises:** `ValueError` if a state was made for another number of losses."""
+def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> int:
+    """The number of losses that a state was made for.
+
+    **Raises:** `ValueError` if the Gramian has another.
+    """
     if gramian.shape[0] != num_losses:
         raise ValueError(
             f"`gramian` must be of num_losses={num_losses} losses, for which the state "
             f"was made. Got {gramian.shape[0]}."
         )
+    return num_losses
 
 
 def check_max_iterations(max_iterations: int | None) -> None:

@@ -17,7 +17,8 @@ from jax.tree_util import keystr
 from jaxtyping import Array, Int
 
 from jaxjd import jacobian
-from jaxjd.engine import BATCH_STATISTICS_ADVICE, forwarded
+from jaxjd._flax import BATCH_STATISTICS_ADVICE
+from jaxjd.engine import forwarded
 
 try:
     from flax import nnx

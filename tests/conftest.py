@@ -1,8 +1,8 @@
-"""What do all tests share?"""
+"""Settings and fixtures for all tests."""
 
 import os
 
-from tests.xla import FLAGS
+from tests.xla import FLAGS, enable_x64
 
 # Set before jax is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,12 +14,9 @@ import pytest
 
 @pytest.fixture
 def x64():
-    """Float64, without silent casts and silent broadcasts."""
-    enable_x64 = getattr(jax, "enable_x64", None)  # jax.experimental's before 0.8.
-    if enable_x64 is None:
-        from jax.experimental import enable_x64
+    """Compute in float64, and raise on silent casts and silent broadcasts."""
     with (
-        enable_x64(True),
+        enable_x64(),
         jax.numpy_dtype_promotion("strict"),
         jax.numpy_rank_promotion("raise"),
     ):

@@ -1,9 +1,9 @@
-"""How does the user's function become a pure function of flat arrays?
+"""The user's function as a pure function of flat arrays.
 
 `trace` runs the user's Python once, on abstract values, and keeps the resulting jaxpr.
-Everything that the function needs then stands in one list of arrays, its `inputs`: what
-it closed over, then its arguments. So a Jacobian can hold the function and the point
-where it is taken, leave a `jit`, and still be evaluated.
+All that the function needs is then in one list of arrays, its `inputs`: first what it
+closed over, then its arguments. So a Jacobian can hold the function and the point where
+it is taken, leave a `jit`, and still be evaluated.
 """
 
 import dataclasses
@@ -16,8 +16,6 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import keystr
 from jaxtyping import Array, Float
-
-from jaxjd.engine._batch_statistics import forbid_batch_statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +67,7 @@ class LossFunction:
         return outputs[: self.num_loss_leaves], outputs[self.num_loss_leaves :]
 
     def all_outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        """The same for all examples: with a leading axis of them, if there are any."""
+        """The same for all examples, with a leading axis of them if there are any."""
         if self.axes is None:
             return self.outputs(inputs)
         return jax.vmap(self.outputs, (list(self.axes),))(list(inputs))
@@ -79,6 +77,10 @@ class LossFunction:
             return None
         axes = zip(inputs, self.axes, strict=True)
         return next(x.shape[axis] for x, axis in axes if axis is not None)
+
+    def num_losses(self, inputs: Sequence[Array]) -> int:
+        """m, those of all examples together."""
+        return (self.num_examples(inputs) or 1) * self.losses_per_call
 
     def losses(self, inputs: Sequence[Array]) -> Float[Array, " k"]:
         """All k losses of one call in one vector."""
@@ -114,7 +116,7 @@ def trace(
     - `identity`: the user's own function, by which traces are recognised as equal.
 
     **Returns:** the function; its inputs; for each leaf of `args` its position among
-    the inputs, or -1 if it is no array; the structures (pytrees of
+    the inputs, or -1 if it is not an array; the structures (pytrees of
     `jax.ShapeDtypeStruct`) of the losses and of the auxiliary output of one call.
     """
     leaves, structure = jax.tree.flatten(args)
@@ -140,8 +142,7 @@ def trace(
         leaves = [next(traced_iter if array else static_iter) for array in arrays]
         return fun(*jax.tree.unflatten(structure, leaves))
 
-    with forbid_batch_statistics(axes is not None):
-        closed, (losses, aux) = jax.make_jaxpr(flat, return_shape=True)(*examples)
+    closed, (losses, aux) = jax.make_jaxpr(flat, return_shape=True)(*examples)
     consts = [jnp.asarray(c) if not is_array(c) else c for c in closed.consts]
     offset = len(consts)
     if axes is not None:
@@ -167,7 +168,7 @@ def flatten_axes(in_axes: Sequence[Any], args: Sequence[Any]) -> tuple[int | Non
     """
     axes: list[int | None] = []
     sizes: dict[str, int] = {}
-    # Arguments may hold None too, where a layer has no bias: no leaf there.
+    # Arguments may hold None too, where a layer has no bias. That is not a leaf.
     shared = object()
 
     def visit(position, axis, path, leaf):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd._numerics import accumulation_dtype, symmetric
+from jaxjd._numerics import accumulation_dtype
 
 # As `jax.lax.dot_general` takes them: the contracted axes, and the batch axes.
 Axes = tuple[Sequence[int], Sequence[int]]
@@ -38,8 +38,9 @@ def contract(x: Array, y: Array, contracted: Axes, batch: Axes = ((), ())) -> Ar
 
     if x.dtype != y.dtype or x.dtype == dtype:
         return widened(x, y)
-    # Accelerators multiply narrow types in hardware. XLA's matrix product on a CPU
-    # refuses bfloat16 with a float32 result, but for shapes that it treats specially.
+    # Accelerators multiply narrow types in hardware. On a CPU, XLA's matrix product
+    # refuses bfloat16 operands with a float32 result, except in shapes that it handles
+    # by other code.
     return jax.lax.platform_dependent(x, y, cpu=widened, default=product)
 
 
@@ -51,11 +52,6 @@ def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b
         x, y = x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
         total += contract(x, y, ((1,), (1,))).astype(dtype)
     return total
-
-
-def gramian(rows: Sequence[Array]) -> Float[Array, "m m"]:
-    """`J Jᵀ`, symmetric to the bit."""
-    return symmetric(products(rows, rows))
 
 
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:

@@ -1,62 +1,63 @@
-"""The Gramian from at most `chunk_size` rows of the Jacobian at a time.
+"""At most `chunk_size` rows of the Jacobian in memory at a time.
 
-Rows are computed anew whenever they are needed, by `jax.vjp`, so that J is never in
-memory as a whole. Pairs of blocks of rows meet in `jax.lax.map`, the upper triangle
-only: with m rows in blocks of b, (m/b + 1)/2 · m rows are computed instead of m.
+Rows are computed by `jax.vjp` whenever they are needed. Without a `chunk_size`, or with
+one of m or more, all of them are computed together.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxjd._numerics import accumulation_dtype, symmetric
-from jaxjd.engine import _products
+from jaxjd._numerics import accumulation_dtype
 from jaxjd.engine._function import LossFunction
+from jaxjd.engine._operator import Operator
 from jaxjd.engine.dense import dense, pullback_at
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs"],
-    meta_fields=["function", "argnums", "chunk_size", "num_rows"],
+    meta_fields=["function", "argnums", "chunk_size"],
 )
 @dataclasses.dataclass(frozen=True)
-class Chunked:
+class Chunked(Operator):
     """A function, the point where it is differentiated, and nothing computed yet.
 
     `argnums` are the positions in `inputs` of the differentiated parameters.
     """
 
+    method = "chunked"
     inputs: list[Array]
     function: LossFunction
     argnums: tuple[int, ...]
     chunk_size: int | None
-    num_rows: int
 
     @property
-    def method(self) -> str:
-        return "chunked"
+    def num_rows(self) -> int:
+        return self.function.num_losses(self.inputs)
+
+    @property
+    def dtypes(self) -> list[jnp.dtype]:
+        return [self.inputs[i].dtype for i in self.argnums]
 
     def rows(self) -> list[Array]:
         return dense(self.function, self.inputs, self.argnums).leaves
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
-        """Some rows, one backward pass each: of one example only, if there are any."""
+        """Some rows, by a backward pass each, through its own example if it has one."""
         dtype = self.function.loss_dtype
         if self.function.axes is None:
-            one_hot = indices[:, None] == jnp.arange(self.num_rows)[None]
+            every = jnp.arange(self.num_rows, dtype=indices.dtype)
+            one_hot = indices[:, None] == every[None]
             return list(jax.vmap(self._pullback())(one_hot.astype(dtype)))
-        examples = self.function.num_examples(self.inputs)
-        assert examples is not None
-        per_example = self.num_rows // examples
+        per_example = self.function.losses_per_call
 
         def row(inputs, which):
-            one_hot = which == jnp.arange(per_example)
+            one_hot = which == jnp.arange(per_example, dtype=which.dtype)
             _, pullback = pullback_at(self.function.losses, inputs, self.argnums)
             return pullback(one_hot.astype(dtype))
 
@@ -69,9 +70,6 @@ class Chunked:
         if self.chunk_size is None or self.chunk_size >= self.num_rows:
             return self.num_rows
         return max(1, self.chunk_size // 2)
-
-    def gramian(self) -> Float[Array, "m m"]:
-        return gramian_by_blocks(self)
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         """One backward pass over the weighted sum of the losses."""
@@ -106,7 +104,7 @@ class Chunked:
         """`Jᵀ w` with the activations of one chunk of examples at a time in memory."""
         examples = self.function.num_examples(self.inputs)
         assert examples is not None
-        per_example = self.num_rows // examples
+        per_example = self.function.losses_per_call
         size = max(1, self.block_size() // per_example)
         # The last chunk is filled up with the last example, at weight zero.
         starts = jnp.arange(0, examples, size)
@@ -130,66 +128,3 @@ class Chunked:
         zeros = [jnp.zeros(x.shape, accumulation_dtype(x)) for x in point]
         total, _ = jax.lax.scan(add_chunk, zeros, (indices, weights))
         return [t.astype(x.dtype) for t, x in zip(total, point, strict=True)]
-
-
-class Rows(Protocol):
-    """What the products of blocks ask of a Jacobian."""
-
-    @property
-    def num_rows(self) -> int: ...
-    def rows(self) -> list[Array]: ...
-    def rows_at(self, indices: Int[Array, " b"]) -> list[Array]: ...
-    def block_size(self) -> int: ...
-
-
-def gramian_by_blocks(jacobian: Rows) -> Float[Array, "m m"]:
-    """`J Jᵀ`, one pair of blocks of rows at a time."""
-    m, size = jacobian.num_rows, jacobian.block_size()
-    if size == m:
-        return _products.gramian(jacobian.rows())
-    starts = jnp.arange(0, m, size)
-
-    def block_row(start):
-        rows = jacobian.rows_at(_indices(start, size, m))
-
-        def block(other):
-            return jax.lax.switch(
-                1 + jnp.sign(other - start),
-                [
-                    lambda: jnp.zeros_like(diagonal),
-                    lambda: diagonal,
-                    lambda: _products.products(
-                        rows, jacobian.rows_at(_indices(other, size, m))
-                    ),
-                ],
-            )
-
-        diagonal = _products.products(rows, rows)
-        blocks = jax.lax.map(block, starts)
-        return jnp.moveaxis(blocks, 0, 1).reshape(size, -1)
-
-    upper = jax.lax.map(block_row, starts)
-    return symmetric(upper.reshape(-1, upper.shape[-1])[:m, :m])
-
-
-def products_by_blocks(left: Rows, right: Rows) -> Float[Array, "a b"]:
-    """`J₁ J₂ᵀ`, one pair of blocks of rows at a time."""
-    m, n = left.num_rows, right.num_rows
-    m_size, n_size = left.block_size(), right.block_size()
-
-    def block_row(start):
-        rows = left.rows_at(_indices(start, m_size, m))
-
-        def block(other):
-            return _products.products(rows, right.rows_at(_indices(other, n_size, n)))
-
-        blocks = jax.lax.map(block, jnp.arange(0, n, n_size))
-        return jnp.moveaxis(blocks, 0, 1).reshape(m_size, -1)
-
-    result = jax.lax.map(block_row, jnp.arange(0, m, m_size))
-    return result.reshape(-1, result.shape[-1])[:m, :n]
-
-
-def _indices(start: Int[Array, ""], size: int, m: int) -> Int[Array, " b"]:
-    # The last block is filled up with the last row; the caller cuts it off again.
-    return jnp.minimum(start + jnp.arange(size), m - 1)

@@ -1,4 +1,4 @@
-"""The Gramian from the whole Jacobian: m rows of n parameters, in memory."""
+"""The whole Jacobian, m rows of n parameters, in memory."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -6,38 +6,37 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxjd.engine import _products
 from jaxjd.engine._function import LossFunction
+from jaxjd.engine._operator import Operator
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["leaves"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(Operator):
     """`leaves`: per differentiated parameter its slice of J, [m, *shape]."""
 
+    method = "dense"
     leaves: list[Array]
-
-    @property
-    def method(self) -> str:
-        return "dense"
 
     @property
     def num_rows(self) -> int:
         return self.leaves[0].shape[0]
 
+    @property
+    def dtypes(self) -> list[jnp.dtype]:
+        return [leaf.dtype for leaf in self.leaves]
+
     def rows(self) -> list[Array]:
         return self.leaves
 
-    def rows_at(self, indices: Array) -> list[Array]:
+    def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
         return [leaf[indices] for leaf in self.leaves]
 
     def block_size(self) -> int:
         return self.num_rows
-
-    def gramian(self) -> Float[Array, "m m"]:
-        return _products.gramian(self.leaves)
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         return _products.combine(weights, self.leaves)
@@ -66,7 +65,7 @@ def pullback_at(
 def dense(
     function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
 ) -> Dense:
-    """Materialise J, one backward pass per row, of its example only if it has one."""
+    """Materialise J, by a backward pass per row, through its example if it has one."""
 
     def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)

@@ -15,14 +15,14 @@ class Explanation:
     - `num_losses`: m.
     - `losses`: the shapes of the losses, a pytree like them.
     - `parameters`: how the structured method treats each parameter, whether it is taken
-      or not: its `rows` are one per parameter.
+      or not: it has one of the `entries` per parameter.
     """
 
     method: str
     reason: str
     num_losses: int
     losses: Any
-    parameters: engine.Explanation
+    parameters: engine.Table
 
     def __str__(self) -> str:
         heading = f"{self.num_losses} losses, {self.losses}"

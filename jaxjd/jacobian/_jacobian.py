@@ -14,8 +14,6 @@ from jaxjd._misuse import ExplainsItself, Guards, guards
 from jaxjd._typing import PyTree
 from jaxjd.jacobian._layout import Losses, Parameters
 
-Rows = engine.Dense | engine.Chunked | engine.Structured
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Jacobian(metaclass=ExplainsItself):
@@ -34,7 +32,7 @@ class Jacobian(metaclass=ExplainsItself):
     which only this process knows. Save the parameters, or `jac.dense()`.
     """
 
-    _rows: Rows
+    _operator: engine.Operator
     _losses: Losses
     _parameters: Parameters
     _guards: Guards = dataclasses.field(default_factory=guards)
@@ -46,7 +44,7 @@ class Jacobian(metaclass=ExplainsItself):
 
     def gramian(self) -> Float[Array, "m m"]:
         """$G = J J^\\top$, float32 or wider, symmetric to the bit."""
-        columns = self._losses.from_engine(self._rows.gramian())
+        columns = self._losses.from_engine(self._operator.gramian())
         return self._losses.from_engine(columns.T)
 
     def cross_gramian(self, other: "Jacobian") -> Float[Array, "m k"]:
@@ -69,7 +67,7 @@ class Jacobian(metaclass=ExplainsItself):
                 f"{self._parameters.kept_shapes()}. "
                 f"Got {other._parameters.kept_shapes()}."
             )
-        products = engine.products_by_blocks(self._rows, other._rows)
+        products = self._operator.products(other._operator)
         return other._losses.from_engine(self._losses.from_engine(products).T).T
 
     def vjp(self, weights: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
@@ -84,7 +82,9 @@ class Jacobian(metaclass=ExplainsItself):
         **Raises:** `ValueError` if `weights` is shaped differently.
         """
         flat = self._losses.flatten("weights", weights)
-        return self._parameters.unflatten(self._rows.vjp(self._losses.to_engine(flat)))
+        return self._parameters.unflatten(
+            self._operator.vjp(self._losses.to_engine(flat))
+        )
 
     def jvp(self, tangent: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
         """$J d$: how the losses change along a direction in parameter space.
@@ -97,12 +97,12 @@ class Jacobian(metaclass=ExplainsItself):
 
         **Raises:** `ValueError` if `tangent` is not like the parameters.
         """
-        change = self._rows.jvp(self._parameters.flatten("tangent", tangent))
+        change = self._operator.jvp(self._parameters.flatten("tangent", tangent))
         return self._losses.unflatten(self._losses.from_engine(change))
 
     def dense(self) -> PyTree[Float[Array, "m ..."]]:
         """All of $J$: a pytree like the parameters, each leaf [m, *shape]."""
-        rows = [self._losses.from_engine(leaf) for leaf in self._rows.rows()]
+        rows = [self._losses.from_engine(leaf) for leaf in self._operator.rows()]
         return self._parameters.unflatten(rows)
 
     def restrict(self, wrt: PyTree[bool]) -> "Jacobian":
@@ -126,7 +126,7 @@ class Jacobian(metaclass=ExplainsItself):
         kept = tuple(self._parameters.kept[n] for n in chosen)
         return dataclasses.replace(
             self,
-            _rows=self._rows.restrict(chosen),
+            _operator=self._operator.restrict(chosen),
             _parameters=dataclasses.replace(self._parameters, kept=kept),
         )
 
@@ -135,7 +135,7 @@ class Jacobian(metaclass=ExplainsItself):
             f"Jacobian(num_losses={self.num_losses}, "
             f"losses={self._losses.as_shapes()}, "
             f"parameters={self._parameters.kept_shapes()}, "
-            f"method={self._rows.method!r})"
+            f"method={self._operator.method!r})"
         )
 
     def __matmul__(self, other: object) -> NoReturn:
@@ -163,8 +163,8 @@ class Jacobian(metaclass=ExplainsItself):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Jacobian":
         # The function and the layout never change, so that they may be shared.
-        rows = jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self._rows)
-        return dataclasses.replace(self, _rows=rows)
+        operator = jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self._operator)
+        return dataclasses.replace(self, _operator=operator)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -175,23 +175,23 @@ class Jacobian(metaclass=ExplainsItself):
 
 
 def _flatten_with_keys(jacobian: Jacobian) -> tuple[Any, Any]:
-    names = ("_guards", "_rows")
+    names = ("_guards", "_operator")
     children, static = _flatten(jacobian)
     keys = map(GetAttrKey, names)
     return tuple(zip(keys, children, strict=True)), static
 
 
 def _flatten(jacobian: Jacobian) -> tuple[Any, Any]:
-    children = jacobian._guards, jacobian._rows
+    children = jacobian._guards, jacobian._operator
     return children, (jacobian._losses, jacobian._parameters)
 
 
 def _unflatten(static: Any, children: Any) -> Jacobian:
-    (found, rows), (losses, parameters) = children, static
+    (found, operator), (losses, parameters) = children, static
     # JAX also unflattens with placeholders in the places of children.
     if isinstance(found, Guards):
         found = found.renewed()
-    return Jacobian(rows, losses, parameters, found)
+    return Jacobian(operator, losses, parameters, found)
 
 
 jax.tree_util.register_pytree_with_keys(

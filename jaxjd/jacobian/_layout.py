@@ -18,9 +18,9 @@ from jaxjd._typing import PyTree
 class Losses:
     """How the m losses are structured: static.
 
-    The engine keeps the losses of one example side by side; the order that users see,
-    the row-major order of the losses as they are returned, differs from it where a
-    per-example function returns a pytree of several arrays.
+    The engine keeps the losses of one example side by side. Users see the losses in the
+    row-major order in which the function returns them. The two orders differ if a
+    per-example function returns several arrays.
     """
 
     structure: Any  # A jax.tree_util.PyTreeDef.
@@ -77,9 +77,10 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """How the parameters are structured, and with respect to which J is taken: static.
+    """How the parameters are structured, and which of them J is taken for: static.
 
-    `kept` are positions of leaves. In trees the others are an `optax.MaskedNode`.
+    `kept` are the positions of the leaves that it is taken for. In trees, the other
+    leaves are an `optax.MaskedNode`.
     """
 
     structure: Any  # A jax.tree_util.PyTreeDef.

@@ -9,6 +9,7 @@ from jax.tree_util import keystr
 from jaxtyping import Array
 
 from jaxjd import engine
+from jaxjd._flax import forbid_batch_statistics
 from jaxjd._typing import PyTree
 from jaxjd.jacobian._checks import (
     Method,
@@ -23,7 +24,7 @@ from jaxjd.jacobian._checks import (
     split_aux,
 )
 from jaxjd.jacobian._explain import Explanation
-from jaxjd.jacobian._jacobian import Jacobian, Rows
+from jaxjd.jacobian._jacobian import Jacobian
 from jaxjd.jacobian._layout import Losses, Parameters
 
 P = ParamSpec("P")
@@ -292,7 +293,8 @@ def trace(
 
     def losses_and_aux(*everything: Any) -> tuple[Any, Any]:
         *args, kwargs = everything
-        with explained(axes is not None, args):
+        per_example = axes is not None
+        with forbid_batch_statistics(per_example), explained(per_example, args):
             output = fun(*args, **kwargs)
         return split_aux(output) if has_aux else (output, None)
 
@@ -326,7 +328,7 @@ def trace(
 class Chosen(NamedTuple):
     """A method, why it is taken, and for the structured method its plan."""
 
-    method: Literal["dense", "chunked", "structured"]
+    method: engine.Method
     reason: str
     plan: engine.Plan | None = None
 
@@ -374,15 +376,14 @@ def plan_of(found: Traced, contraction: PyTree[engine.Choice]) -> engine.Plan:
 
 def evaluate(
     found: Traced, chosen: Chosen, chunk_size: int | None
-) -> tuple[Rows, tuple[list[Array], list[Array]]]:
+) -> tuple[engine.Operator, tuple[list[Array], list[Array]]]:
     """The operator; and the leaves of the losses and of the auxiliary output."""
     function, inputs, positions = found.function, found.inputs, found.positions
     if chosen.plan is not None:
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
     if chosen.method == "dense":
-        rows = engine.dense(function, inputs, positions)
+        operator = engine.dense(function, inputs, positions)
     else:
-        m = found.losses.num_losses
-        rows = engine.Chunked(inputs, function, positions, chunk_size, m)
-    return rows, function.all_outputs(inputs)
+        operator = engine.Chunked(inputs, function, positions, chunk_size)
+    return operator, function.all_outputs(inputs)

@@ -1,4 +1,4 @@
-"""The optax side: how a Jacobian becomes an update."""
+"""The optax side: transformations that turn a Jacobian into an update."""
 
 from jaxjd.transform._aggregate import AggregateState as AggregateState
 from jaxjd.transform._aggregate import aggregate as aggregate

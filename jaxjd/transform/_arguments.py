@@ -1,4 +1,4 @@
-"""What the transformations make of their arguments: functions, labels, extra ones."""
+"""Read the arguments that transformations share: trees, functions, extra ones."""
 
 import difflib
 import warnings

@@ -1,8 +1,8 @@
-"""Is what an aggregator was given really a Jacobian?
+"""Find the Jacobian in what an aggregator was given, and refuse anything else.
 
-An ordinary gradient would pass for a Jacobian wherever its first axis happens to be as
-long as the number of losses, and a wrongly shaped update would come out in silence. So
-stacked gradients are compared with the parameters.
+The first axis of an ordinary gradient may be taken for that of the losses, and a
+wrongly shaped update would come out in silence. So stacked gradients are compared with
+the parameters.
 """
 
 import jax
@@ -22,7 +22,7 @@ def as_jacobian(
 
     **Raises:** `ValueError` or `TypeError`, see [`jaxjd.aggregate`][].
     """
-    # A container that holds nothing but a Jacobian is how flax.nnx hands it over.
+    # flax.nnx hands the Jacobian over inside a container of its own.
     held = jax.tree.leaves(updates, is_leaf=lambda x: isinstance(x, Jacobian))
     if len(held) == 1 and isinstance(held[0], Jacobian):
         jacobian = held[0]
@@ -47,9 +47,9 @@ def stacked(
     if any(isinstance(leaf, optax.MaskedNode) for leaf in masked):
         raise ValueError(
             "`updates` lack some of the parameters: this aggregator is inside "
-            "`optax.masked` or `optax.partition`, which leave the rows of the other "
-            "parameters as they are. Use `jaxjd.partition`, with an aggregator for "
-            "every group, or `jaxjd.aggregate(weighting, wrt=mask)`."
+            "`optax.masked` or `optax.partition`, which do not aggregate the rows of "
+            "the other parameters. Use `jaxjd.partition`, with an aggregator for every "
+            "group, or `jaxjd.aggregate(weighting, wrt=mask)`."
         )
     leaves, structure = jax.tree.flatten(updates)
     if not leaves:

@@ -1,4 +1,4 @@
-"""ExcessMTL: more weight to the losses that still have far to fall."""
+"""ExcessMTL: give more weight to the losses that are further above their minimum."""
 
 from typing import Any, NamedTuple
 
@@ -8,26 +8,27 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from optax.experimental import aggregating
 
-from jaxjd._checks import check_integer, check_mask, check_number
-from jaxjd._numerics import accumulation_dtype, matmul
+from jaxjd._checks import check_integer, check_mask, check_number, known
+from jaxjd._numerics import accumulation_dtype, like, matmul
 from jaxjd.transform._arguments import check_extra_args
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter
 
-# That of the authors, under the root of the sums and in the denominator of the scaling.
+# As in the code of the authors: under the root of the sums, and in the denominator of
+# the scaling.
 EPSILON = 1e-7
 
 
 class ExcessMTLState(NamedTuple):
-    """What ExcessMTL knows of the m losses.
+    """The state of ExcessMTL for m losses.
 
-    - `steps`: how many batches it has seen, [].
-    - `squares`: per loss the sum of its squared gradients, a pytree like the parameters
-      with a leading axis of losses, float32 or wider.
-    - `risk_sums`, `risk_counts`: the excess risks that make up each loss's baseline,
-      their sum and their number, [m].
-    - `log_weights`: the logarithms of the weights, which sum to 1, [m]. Weights
-      themselves could become 0, and would stay it.
+    - `steps`: how many batches there were, [].
+    - `squares`: the sum of the squared gradients of each loss, a pytree like the
+      parameters with a leading axis of losses, float32 or wider.
+    - `risk_sums`, `risk_counts`: the sum and the number of the excess risks that make
+      up the baseline of each loss, [m].
+    - `log_weights`: the logarithms of the weights, which sum to 1, [m]. A weight that
+      underflowed to 0 could never grow again.
     """
 
     steps: Int[Array, ""]
@@ -38,56 +39,62 @@ class ExcessMTLState(NamedTuple):
 
 
 def excess_mtl(
-    *, num_losses: int, step_size: float = 1.0, warmup_steps: int = 0
+    *,
+    num_losses: int,
+    step_size: float | Float[Array, ""] = 1.0,
+    warmup_steps: int | Int[Array, ""] = 0,
 ) -> aggregating.Aggregator:
-    r"""Weights that follow the excess risks, so that noise does not attract weight.
+    r"""The aggregator whose weights follow the excess risks of the losses.
 
-    The excess risk of a loss, how far it is above its minimum, is estimated as
-    $\hat{E}_i = g_i^\top H_i^{-1} g_i$, where $H_i$ is diagonal, the root of the sum of
-    the squares of all $g_i$ so far. It is divided by its baseline, and the weights are
-    multiplied with $\exp(\eta \hat{E}_i)$ and normalised to sum 1; the update is
+    The excess risk of a loss is how far it is above its minimum. Weights that follow it
+    are not attracted by noise, which no training removes. It is estimated as $\hat{E}_i
+    = g_i^\top H_i^{-1} g_i$, where $H_i$ is diagonal: the root of the sum of the
+    squares of all $g_i$ so far. It is divided by its baseline. Then each weight is
+    multiplied by $\exp(\eta \hat{E}_i)$, and all are normalised to sum 1. The update is
     $J^\top w$.
 
-    The state holds all those sums, as large as $J$. A batch whose gradients are not
-    finite, or whose squares are not, gives NaN and leaves the state as it was.
+    The state holds these sums, which are as large as $J$. A batch gives NaN and leaves
+    the state as it was if its gradients, or their squares, are not finite.
 
-    It takes a `mask` as [`jaxjd.aggregate`][] does. A missing loss keeps its sums and
-    its weight; what weight the others have together is distributed anew among them, and
-    for the update scaled to sum 1. Baselines are those of the batches in which a loss
-    was present; one that was missing all the time has that of its first batch.
+    `update` takes a `mask` as that of [`jaxjd.aggregate`][] does. A missing loss keeps
+    its sums and its weight. The others divide the weight that they have together, and
+    in the update their weights are scaled to sum 1. The baseline of a loss comes from
+    the batches in which it was present, and if it was missing during all of the warmup,
+    from its first batch.
 
     **Arguments:**
 
     - `num_losses`: m, for which the state is made.
     - `step_size`: $\eta > 0$.
     - `warmup_steps`: for how many steps the weights stay $1/m$ while excess risks are
-      collected, whose mean is the baseline. With 0 the first excess risks are the
+      collected. Their mean is the baseline. With 0 the first excess risks are the
       baseline, and that step uses them as they are.
 
-    **Raises:** `ValueError` or `TypeError` if an argument is not as described; when
-    `update` is traced, `ValueError` if there are not `num_losses` losses or the
-    parameters are not those of `init`, and as [`jaxjd.aggregate`][].
+    **Raises:** `ValueError` or `TypeError` if an argument is not a number, or is out of
+    range. When `update` is traced, `ValueError` if there are not `num_losses` losses or
+    the parameters are not those of `init`, and as [`jaxjd.aggregate`][].
 
     **Reference:** He et al. (2024), Robust multi-task learning with excess risks (ICML
     2024), equations 6, 7 and 9. As in their code and TorchJD, the current gradient is
     part of its $H_i$.
     """
-    num_losses = check_integer("num_losses", num_losses, least=1)
-    step_size = check_number("step_size", step_size, "(0, inf)")
-    warmup_steps = check_integer("warmup_steps", warmup_steps, least=0)
+    size = check_integer("num_losses", num_losses, least=1)
+    eta = check_number("step_size", step_size, "(0, inf)")
+    warmup = check_integer("warmup_steps", warmup_steps, least=0)
 
     def init_fn(params: optax.Params) -> ExcessMTLState:
+        m = known("num_losses", size)
         dtype = accumulation_dtype(jnp.zeros((), jnp.float16), *jax.tree.leaves(params))
-        zeros = jnp.zeros(num_losses, dtype)
+        zeros = jnp.zeros(m, dtype)
         return ExcessMTLState(
             jnp.zeros((), jnp.int32),
             jax.tree.map(
-                lambda p: jnp.zeros((num_losses, *jnp.shape(p)), accumulation_dtype(p)),
+                lambda p: jnp.zeros((m, *jnp.shape(p)), accumulation_dtype(p)),
                 params,
             ),
             zeros,
-            jnp.zeros(num_losses, jnp.int32),
-            jnp.full_like(zeros, -jnp.log(float(num_losses))),
+            jnp.zeros(m, jnp.int32),
+            jnp.full_like(zeros, -jnp.log(float(m))),
         )
 
     def update_fn(
@@ -100,12 +107,13 @@ def excess_mtl(
     ) -> tuple[optax.Updates, ExcessMTLState]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
-        if jacobian.num_losses != num_losses:
+        m = len(state.log_weights)
+        if jacobian.num_losses != m:
             raise ValueError(
-                f"`updates` must be of num_losses={num_losses} losses, for which the "
-                f"state was made. Got {jacobian.num_losses}."
+                f"`updates` must be of num_losses={m} losses, for which the state was "
+                f"made. Got {jacobian.num_losses}."
             )
-        mask = check_mask(mask, num_losses)
+        mask = check_mask(mask, m)
         old, structure = jax.tree.flatten(state.squares)
         shapes = [jacobian._parameters.shapes[i] for i in jacobian._parameters.kept]
         if [x.shape[1:] for x in old] != shapes:
@@ -120,24 +128,26 @@ def excess_mtl(
             present = jnp.where(along_rows(mask, rows), rows, 0).astype(total.dtype)
             total += present**2
             risks = present**2 / jnp.sqrt(total + EPSILON)
-            # XLA adds along rows one by one on a CPU, and multiplies by all cores.
-            flat = risks.reshape(num_losses, -1)
+            # On a CPU, XLA sums along rows on one core, and multiplies on all of them.
+            flat = risks.reshape(m, -1)
             ones = jnp.ones(flat.shape[1], flat.dtype)
             return total, matmul(flat, ones).astype(dtype)
 
         squares, risks = zip(*by_parameter(jacobian, accumulate, old), strict=True)
         risks = jnp.stack(risks).sum(0)
 
-        warming_up = state.steps < warmup_steps
+        warming_up = state.steps < warmup
         collected = mask & (warming_up | (state.risk_counts == 0))
         risk_sums = state.risk_sums + jnp.where(collected, risks, 0)
         risk_counts = state.risk_counts + collected.astype(jnp.int32)
         baselines = risk_sums / jnp.maximum(risk_counts, 1).astype(dtype)
-        first = (state.steps == 0) & (warmup_steps == 0)
+        first = (state.steps == 0) & (warmup == 0)
         scaled = jnp.where(first, risks, risks / (baselines + EPSILON))
 
         # Equation 9.
-        tilted = state.log_weights + jnp.where(warming_up, 0, step_size * scaled)
+        tilted = state.log_weights + jnp.where(
+            warming_up, 0, like(eta, scaled) * scaled
+        )
         shares = log_shares(tilted, mask)
         together = jax.nn.logsumexp(jnp.where(mask, state.log_weights, -jnp.inf))
         log_weights = jnp.where(mask, shares + together, state.log_weights)
@@ -160,6 +170,6 @@ def excess_mtl(
 def log_shares(
     log_weights: Float[Array, " m"], mask: Bool[Array, " m"]
 ) -> Float[Array, " m"]:
-    """Normalised so that the weights of the losses that are present sum to 1."""
+    """The logarithms of the weights of the present losses, normalised to sum 1."""
     present = jnp.where(mask, log_weights, -jnp.inf)
     return jnp.where(mask, log_weights - jax.nn.logsumexp(present), -jnp.inf)

@@ -1,15 +1,15 @@
-"""How do aggregators look at rows of J with few of them in memory?
+"""Look at the rows of J with few of them in memory.
 
-Coordinate by coordinate, so that no two parameters are needed at once: `by_parameter`.
-And where only sums over rows are needed, no two blocks of rows: `sum_over_rows`.
+An aggregator that treats each coordinate by itself needs the rows of one parameter at a
+time: `by_parameter`. One that only needs sums over rows also takes a block of rows at a
+time: `sum_over_rows`.
 
 A Jacobian that has its rows, or makes them by backward passes, gives those of all
-parameters together. A structured one forms them per parameter. XLA alone would form
-several at once on a CPU, for speed, so there their order is imposed.
+parameters together. A structured one forms them per parameter. XLA on a CPU would form
+several at once, for speed, so their order is imposed.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,14 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxjd import engine
 from jaxjd.jacobian import Jacobian
 
 Result = TypeVar("Result")
-
-# A sum over the positive entries of a block, and likewise any other, takes a copy of
-# the block in memory.
-BLOCKS_PER_PARAMETER = 4
 
 
 def by_parameter(
@@ -38,18 +33,18 @@ def by_parameter(
 
     - `others`: further arguments of the function, an array per parameter.
     """
-    rows, losses = jacobian._rows, jacobian._losses
-    if not isinstance(rows, engine.Structured):
-        formed = [losses.from_engine(leaf) for leaf in rows.rows()]
+    operator, losses = jacobian._operator, jacobian._losses
+    if not operator.forms_parameters_apart:
+        formed = [losses.from_engine(leaf) for leaf in operator.rows()]
         return [function(*arrays) for arrays in zip(formed, *others, strict=True)]
     results: list[Result] = []
     indices = losses.from_engine(jnp.arange(jacobian.num_losses))
-    for n in range(len(rows.argnums)):
-        (leaf,) = rows.restrict([n]).rows_at(indices)
+    for n in range(len(operator.dtypes)):
+        (leaf,) = operator.restrict([n]).rows_at(indices)
         results.append(function(leaf, *[arrays[n] for arrays in others]))
-        # The next rows must wait for this result, which XLA would not know to be no
-        # part of them. It drops `jax.lax.optimization_barrier` on a CPU before it
-        # decides on the order.
+        # Add a false data dependency on this result, so that XLA cannot form the next
+        # rows early. On a CPU it drops `jax.lax.optimization_barrier` before it decides
+        # on the order.
         impossible = [
             (jnp.isnan(x) & jnp.isinf(x)).any() for x in jax.tree.leaves(results[-1])
         ]
@@ -70,7 +65,7 @@ def sum_over_rows(
     - `term`: from a block of rows of one parameter, zero where the loss is missing, and
       the same block of `vectors` to the sum over this block.
     """
-    rows, m = jacobian._rows, jacobian.num_losses
+    operator, m = jacobian._operator, jacobian.num_losses
     mask, vectors = jax.tree.map(jacobian._losses.to_engine, (mask, vectors))
 
     def sums(block: list[Array], present: Array, vectors: Any) -> list[Any]:
@@ -79,9 +74,9 @@ def sum_over_rows(
             for leaf in block
         ]
 
-    size = _block_size(jacobian)
+    size = operator.block_size()
     if size == m:
-        return sums(rows.rows(), mask, vectors)
+        return sums(operator.rows(), mask, vectors)
 
     def of_block(start: Array) -> list[Any]:
         places = start + jnp.arange(size)
@@ -89,7 +84,7 @@ def sum_over_rows(
         indices = jnp.minimum(places, m - 1)
         present = mask[indices] & (places < m)
         taken = jax.tree.map(lambda vector: vector[indices], vectors)
-        return sums(rows.rows_at(indices), present, taken)
+        return sums(operator.rows_at(indices), present, taken)
 
     def add(total: list[Any], start: Array) -> tuple[list[Any], None]:
         return jax.tree.map(jnp.add, total, of_block(start)), None
@@ -98,14 +93,6 @@ def sum_over_rows(
     shapes = jax.eval_shape(of_block, starts[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zeros, starts)[0]
-
-
-def row_dtypes(jacobian: Jacobian) -> list[jnp.dtype]:
-    """Those of the differentiated parameters, without forming any row."""
-    rows = jacobian._rows
-    if isinstance(rows, engine.Dense):
-        return [leaf.dtype for leaf in rows.leaves]
-    return [rows.inputs[i].dtype for i in rows.argnums]
 
 
 def along_rows(vector: Array, rows: Float[Array, "b ..."]) -> Array:
@@ -120,13 +107,13 @@ def fold(
 ) -> Float[Array, "..."]:
     """Combine the terms of all rows.
 
-    XLA's own reductions walk along single columns on a CPU, and take 20 times as long.
-    Here the terms of an eighth of the rows after another are combined, elementwise, and
-    no others are in memory.
+    XLA's own reductions on a CPU walk along single columns, and take 20 times as long.
+    Here the terms of one eighth of the rows after another are combined, elementwise,
+    and no others are in memory.
 
     **Arguments:**
 
-    - `term`: of a block of rows of each of the arrays.
+    - `term`: from a block of rows of each of the arrays to their terms.
     """
     m = len(arrays[0])
     parts = min(m, 8)
@@ -141,17 +128,3 @@ def fold(
     if len(folded) > 1:
         return fold(combine, lambda x: x, folded)
     return folded[0]
-
-
-def _block_size(jacobian: Jacobian) -> int:
-    """Few enough rows to take, with copies, no more memory than those of a parameter.
-
-    Where rows come from backward passes, as many as their `chunk_size` allows: smaller
-    blocks put the passes into a loop, where convolutions are much slower on a CPU.
-    """
-    if not isinstance(jacobian._rows, engine.Structured):
-        return jacobian._rows.block_size()
-    parameters = jacobian._parameters
-    sizes = [math.prod(parameters.shapes[i]) for i in parameters.kept]
-    num_blocks = BLOCKS_PER_PARAMETER * sum(sizes) // max(*sizes, 1)
-    return math.ceil(jacobian.num_losses / max(num_blocks, 1))

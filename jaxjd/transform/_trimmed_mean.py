@@ -1,4 +1,4 @@
-"""Trimmed mean: in each coordinate leave out the extremes, and average the rest."""
+"""Trimmed mean: in each coordinate drop the extremes and average the rest."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,37 +16,38 @@ from jaxjd.transform._arguments import check_extra_args
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter, fold
 
-# On a CPU a pass for each entry that is dropped takes a twelfth of sorting, or less.
+# On a CPU, a pass for each dropped entry takes at most a twelfth of the time of a sort.
 MAX_PASSES = 12
 
 
-def trimmed_mean(num_trimmed: int) -> aggregating.Aggregator:
-    r"""The mean of each coordinate without its largest and smallest entries.
+def trimmed_mean(num_trimmed: int | Int[Array, ""]) -> aggregating.Aggregator:
+    r"""The aggregator that averages each coordinate without its extreme entries.
 
     In each coordinate the `num_trimmed` largest and as many smallest of the m entries
-    are dropped, and the others averaged: with at most `num_trimmed` losses corrupted,
+    are dropped, and the others averaged. If at most `num_trimmed` losses are corrupted,
     the result stays among the entries of the others. An infinite entry is an extreme
-    like others; a coordinate with a NaN becomes NaN.
+    like others. A coordinate with a NaN becomes NaN.
 
     It looks at the rows of $J$ themselves, so there is no such weighting. All rows of a
-    parameter must be in memory, to be compared: a structured Jacobian forms them for
-    one parameter at a time, but with a `chunk_size` or another method it is all of $J$.
-    It takes a `mask` as [`jaxjd.aggregate`][] does, and ignores the rows of missing
-    losses whatever they are. If they leave no more than `2 * num_trimmed` losses, as
-    many are dropped as leave one or two: the median. If they leave none, the update
-    is 0.
+    parameter must be in memory, to be compared. A structured Jacobian forms them for
+    one parameter at a time. With a `chunk_size` or another method, all of $J$ is formed
+    at once. `update` takes a `mask` as that of [`jaxjd.aggregate`][] does, and ignores
+    the rows of missing losses, whatever they are. If no more than `2 * num_trimmed`
+    losses are present, the update is the median of each coordinate. If none is present,
+    it is 0.
 
     **Arguments:**
 
     - `num_trimmed`: how many entries to drop at either end, at least 0.
 
-    **Raises:** `ValueError` or `TypeError` if `num_trimmed` is no such integer; when
-    `update` is traced, `ValueError` if there are not at least `2 * num_trimmed + 1`
-    losses, and as [`jaxjd.aggregate`][].
+    **Raises:** `ValueError` or `TypeError` if `num_trimmed` is not an integer, or is
+    negative. When `update` is traced, `ValueError` if there are not at least
+    `2 * num_trimmed + 1` losses, unless this number is traced too, and as
+    [`jaxjd.aggregate`][].
 
     **Reference:** Yin et al. (2018), arXiv:1803.01498, Definition 2.
     """
-    num_trimmed = check_integer("num_trimmed", num_trimmed, least=0)
+    dropped = check_integer("num_trimmed", num_trimmed, least=0)
 
     def update_fn(
         updates: Any,
@@ -59,10 +60,10 @@ def trimmed_mean(num_trimmed: int) -> aggregating.Aggregator:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
         m = jacobian.num_losses
-        if m < 2 * num_trimmed + 1:
+        if isinstance(dropped, int) and m < 2 * dropped + 1:
             raise ValueError(
                 f"`num_trimmed` must leave at least one of the {m} losses, so be at "
-                f"most {(m - 1) // 2}. Got {num_trimmed}."
+                f"most {(m - 1) // 2}. Got {dropped}."
             )
         present = check_mask(mask, m)
         means = by_parameter(jacobian, lambda rows: mean_of_middle(rows, present))
@@ -72,11 +73,11 @@ def trimmed_mean(num_trimmed: int) -> aggregating.Aggregator:
         rows: Float[Array, "m ..."], present: Bool[Array, " m"]
     ) -> Float[Array, "..."]:
         count = present.sum(dtype=jnp.int32)
-        trimmed = jnp.minimum(num_trimmed, jnp.maximum(count - 1, 0) // 2)
-        if num_trimmed <= MAX_PASSES:
-            total = sum_by_passes(rows, present, trimmed)
-        else:
+        trimmed = jnp.minimum(dropped, jnp.maximum(count - 1, 0) // 2)
+        if isinstance(dropped, int) and dropped > MAX_PASSES:
             total = sum_by_sorting(rows, present, trimmed)
+        else:
+            total = sum_by_passes(rows, present, trimmed)
         kept = jnp.maximum(count - 2 * trimmed, 1)
         return (total / kept.astype(total.dtype)).astype(rows.dtype)
 
@@ -90,7 +91,7 @@ def sum_by_sorting(
     place = jnp.arange(len(present), dtype=jnp.int32)
     count = present.sum(dtype=jnp.int32)
     middle = (trimmed <= place) & (place < count - trimmed)
-    # What is missing comes after all numbers, and a NaN after that.
+    # Missing entries come after all numbers, and NaN comes last.
     ordered = sort(jnp.where(along_rows(present, rows), rows, jnp.inf), 0)
     total = jnp.where(along_rows(middle, rows), ordered, 0).sum(
         0, dtype=accumulation_dtype(rows)
@@ -102,15 +103,14 @@ def sum_by_sorting(
 def sum_by_passes(
     rows: Float[Array, "m ..."], present: Bool[Array, " m"], trimmed: Int[Array, ""]
 ) -> Float[Array, "..."]:
-    """The same, from the values of the last ones that are dropped."""
+    """The same as `sum_by_sorting`, from the values of the last entries dropped."""
     kept = present.sum(dtype=jnp.int32) - 2 * trimmed
     present = along_rows(present, rows)
     numbers = jax.lax.stop_gradient(rows)
     high, above, at_high = last_trimmed(numbers, present, trimmed, jnp.maximum, jnp.inf)
     low, below, at_low = last_trimmed(numbers, present, trimmed, jnp.minimum, -jnp.inf)
 
-    # Of several that are as large as the last one that is dropped, each is dropped in
-    # part.
+    # If several entries are equal to the last one dropped, a fraction of each is kept.
     dtype = accumulation_dtype(rows)
     of_high = fraction(above + at_high - trimmed, at_high, dtype)
     of_high = jnp.where(high == low, fraction(kept, at_high, dtype), of_high)
@@ -138,30 +138,30 @@ def last_trimmed(
     further: Callable[[Array, Array], Array],
     limit: float,
 ) -> tuple[Float[Array, "1 ..."], Int[Array, "1 ..."], Int[Array, "1 ..."]]:
-    """The `trimmed`-th extreme, how many are beyond it, and how many equal to it.
+    """The `trimmed`-th extreme, how many entries are beyond it, how many equal to it.
 
-    `further` is `jnp.maximum` or `jnp.minimum`, `limit` the infinity on that side. A
-    pass over the rows for each different entry that is dropped, which are few.
+    `further` is `jnp.maximum` or `jnp.minimum`, `limit` the infinity on that side. It
+    takes a pass over the rows for each distinct entry that is dropped. There are few.
     """
 
     def unfinished(found):
         return jnp.any(found[-1])
 
     def next_extreme(found):
-        # Each reduction depends on what is in memory only, and takes none itself.
+        # Each reduction reads what is in memory already, and needs no more itself.
         value, beyond, _, _ = found
 
         def is_equal(rows, present):
             return (present & (rows == value)).astype(jnp.int32)
 
-        # Only numbers are left where there must be another one.
+        # Where another extreme must exist, only numbers are left.
         def candidate(rows, present):
             rest = present & (rows != value) & (further(rows, value) == value)
             return jnp.where(rest, rows, -limit)
 
         equal = fold(jnp.add, is_equal, rows, present)[None]
         following = fold(further, candidate, rows, present)[None]
-        # NaN is no extreme: with many of them there are too few others to drop.
+        # NaN is not an extreme. If many entries are NaN, there may be too few numbers.
         more = (beyond + equal < trimmed) & (value != -limit)
         return (
             jnp.where(more, following, value),
@@ -177,4 +177,5 @@ def last_trimmed(
 
 
 def fraction(part: Int[Array, "..."], whole: Int[Array, "..."], dtype) -> Array:
+    """The quotient, with 1 in place of a denominator of 0."""
     return part.astype(dtype) / jnp.maximum(whole, 1).astype(dtype)

@@ -1,4 +1,4 @@
-"""Aligned-MTL: make the gradients orthogonal and equally long, changing them least."""
+"""Aligned-MTL: change the gradients least to make them orthogonal and equally long."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -25,18 +25,18 @@ def aligned_mtl(
     $w = B u$ with the preference $u$ and the balance transformation
     $B = \sqrt\sigma \, V \Lambda^{-1/2} V^\top$, where $G = V \Lambda V^\top$ over the
     eigenvalues above m times the precision, relative to the largest. The gradients
-    $B J$ are as near to $J$ as gradients of condition number 1 can be. Where all are
-    zero, $B = I$.
+    $B J$ are as near to $J$ as gradients of condition number 1 can be. If all gradients
+    are zero, $B = I$.
 
     **Arguments:**
 
     - `preference`: $u \succeq 0$, m numbers. By default $1/m$ for each loss.
-    - `scale_mode`: which of the eigenvalues $\sigma$ is: the least ("min"), their
-      median, the lower of two ("median"), or their mean ("rmse").
+    - `scale_mode`: what $\sigma$ is: the least of the eigenvalues (`"min"`), their
+      median, the lower of two (`"median"`), or their mean (`"rmse"`).
 
     **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
-    nonnegative reals, or `scale_mode` is another, and, when used, `ValueError` if the
-    preference has not m entries.
+    nonnegative reals, or `scale_mode` is not one of these. When used, `ValueError` if
+    the preference does not have m entries.
 
     **Reference:** Senushkin et al. (2023), Independent Component Alignment for
     Multi-Task Learning, Algorithm 1; its code for the other scale modes.
@@ -52,13 +52,14 @@ def aligned_mtl(
         scale = chosen_scale(of_gramian, scale_mode)
         balanced = of_gramian.inverse_root(preferred, scale)
         weights = jnp.where(of_gramian.rank == 0, preferred, balanced)
-        # The eigenvectors are zero for missing losses, but for rounding.
+        # Eigenvectors are zero for missing losses only to rounding.
         return finite_or_nan(gramian, jnp.where(mask, weights, 0))
 
     return stateless(aligned_mtl_weights)
 
 
 def chosen_scale(of_gramian: Spectrum, scale_mode: str) -> Float[Array, ""]:
+    """The eigenvalue, or the mean of them, that all are replaced by."""
     values, rank = of_gramian.values, of_gramian.rank
     # The values ascend, so those kept are the last ones.
     least = values.shape[0] - jnp.maximum(rank, 1)

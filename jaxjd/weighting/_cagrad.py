@@ -1,4 +1,4 @@
-"""CAGrad: near the mean gradient, the update that serves the worst served loss best."""
+"""CAGrad: help the loss that gains least, without leaving the mean gradient far."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from jaxjd.weighting._weighting import Weighting
 
 
 def cagrad(
-    c: float = 0.5,
+    c: float | Float[Array, ""] = 0.5,
     preference: Float[Array, " m"] | Sequence[float] | None = None,
     *,
     certificate: bool = False,
@@ -20,14 +20,14 @@ def cagrad(
     r"""Weights of conflict-averse gradient descent.
 
     The update maximises $\min_i g_i^\top d$ over $\|d - g_0\| \leq c \|g_0\|$, where
-    $g_0$ is the mean of the gradients. With $c = 0$ it is the mean itself; for $c < 1$
-    it may conflict; for $c \geq 1$ it does not. Where nothing in the ball serves the
-    worst better than zero does, it is zero, even if zero is not in the ball: so it is
-    in TorchJD.
+    $g_0$ is the mean of the gradients. With $c = 0$ it is the mean itself. With
+    $c < 1$ it may conflict, with $c \geq 1$ it does not. If no point in the ball beats
+    the zero update for the worst-off loss, the update is zero, even if zero is not in
+    the ball. TorchJD does the same.
 
     The problem is solved exactly, by [`jaxjd.solvers.maximise_on_ball`][]. TorchJD
-    solves its dual by an interior point method, on the CPU; and counts a Gramian whose
-    trace is below 1e-4 as zero, which this does not.
+    solves the dual problem by an interior point method on the CPU, and takes a Gramian
+    with a trace below 1e-4 for zero. Here no scale is special.
 
     **Arguments:**
 
@@ -37,9 +37,9 @@ def cagrad(
     - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
       last step. `optax.tree.get(opt_state, "certificate")` finds it.
 
-    **Raises:** `ValueError` or `TypeError` if `c` is not in [0, inf) or `preference` is
-    not a vector of finite nonnegative reals, and, when used, `ValueError` if the
-    preference has not m entries.
+    **Raises:** `ValueError` or `TypeError` if `c` is not a number in [0, inf) or
+    `preference` is not a vector of finite nonnegative reals. When used, `ValueError` if
+    the preference does not have m entries.
 
     **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and algorithm 1.
     """

@@ -1,10 +1,11 @@
-"""ConFIG: the update that has a chosen cosine with every gradient."""
+"""ConFIG: take the update that has chosen cosines with all gradients."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
 
 from jaxjd._checks import check_choice, check_integer, check_vector
 from jaxjd._numerics import finite_or_nan, matmul, unit_diagonal
@@ -19,49 +20,51 @@ def conflict_free(
     preference: Float[Array, " m"] | Sequence[float] | None = None,
     *,
     length: Literal["projection", "min", "max", "arithmetic", "harmonic", "geometric"]
-    | int = "projection",
+    | int
+    | Int[Array, ""] = "projection",
 ) -> Weighting:
     r"""Weights of ConFIG, conflict-free inverse gradients.
 
     The update has the direction $x = \hat J^+ u$, where $\hat J$ are the unit gradients
-    and $u$ the preference: where the gradients are independent, its cosines with them
-    are in the proportions of $u$. In terms of the Gramian, $x = J^\top v$ with
+    and $u$ the preference. If the gradients are independent, its cosines with them are
+    in the proportions of $u$. In terms of the Gramian, $x = J^\top v$ with
     $v = D^{-1} C^+ u$, $d = \sqrt{\operatorname{diag} G}$, $D = \operatorname{diag} d$
     and $C = D^{-1} G D^{-1}$. The length of the update is $\sum_i \ell_i \cos(g_i, x)$.
 
-    Gradients that are zero are left out. Zero weights where $x$ is zero, as between
-    two gradients that are opposed.
+    Zero gradients are left out. If $x$ is zero, as between two opposed gradients, the
+    weights are zero.
 
     **Arguments:**
 
     - `preference`: $u \succeq 0$, m numbers, of which only the proportions count. By
       default all are equal.
-    - `length`: what $\ell_i$ is. `"projection"`: the norm of $g_i$. Otherwise the same
-      for all: the least norm (`"min"`), the largest (`"max"`), or their arithmetic,
-      harmonic or geometric mean, or the norm of one gradient, given by its index.
+    - `length`: what $\ell_i$ is. With `"projection"` it is the norm of $g_i$. Otherwise
+      it is the same for all: the least norm (`"min"`), the largest (`"max"`), their
+      arithmetic, harmonic or geometric mean, or the norm of the gradient with the given
+      index.
 
     **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
-    nonnegative reals, or `length` is another, and, when used, `ValueError` if the
-    preference has not m entries, or the index is not below m.
+    nonnegative reals, or `length` is not one of these. When used, `ValueError` if the
+    preference does not have m entries, or the index is not below m.
 
     **Reference:** Liu et al. (2025), arXiv:2408.11104, equations 2 and 3; the package
-    `conflictfree` for the other lengths. Both compute $\hat J^+$ from the Jacobian;
-    from its Gramian, singular values of $\hat J$ below the root of m times the
+    `conflictfree` for the other lengths. Both compute $\hat J^+$ from the Jacobian.
+    From the Gramian, singular values of $\hat J$ below the root of m times the
     precision cannot be told from zero.
     """
     checked = None
     if preference is not None:
         checked = check_vector("preference", preference, nonnegative=True)
     if isinstance(length, str):
-        check_choice("length", length, LENGTHS)
+        chosen = check_choice("length", length, LENGTHS)
     else:
-        check_integer("length", length, least=0)
+        chosen = check_integer("length", length, least=0)
 
     def conflict_free_weights(gramian, mask):
         preferred = preference_or_mean(checked, gramian, mask)
         scaled = unit_diagonal(gramian)
         nonzero = scaled.norms > 0
-        lengths = jnp.where(nonzero, lengths_of(scaled.norms, length), 0)
+        lengths = jnp.where(nonzero, lengths_of(scaled.norms, chosen), 0)
         v = spectrum(scaled.C).pinv(jnp.where(nonzero, preferred, 0))
         # The inner products of x with the unit gradients, and with itself.
         inner = matmul(scaled.C, v)
@@ -75,19 +78,19 @@ def conflict_free(
 
 
 def lengths_of(
-    norms: Float[Array, " m"], length: str | int
+    norms: Float[Array, " m"], length: str | int | Int[Array, ""]
 ) -> Float[Array, " m"] | Float[Array, " 1"]:
-    """The norms, one of them, or one of their means over those that are not zero."""
+    """The norms, or one number: one of them, or a mean of those that are not zero."""
     if not isinstance(length, str):
-        if length >= norms.shape[0]:
+        if not isinstance(length, Tracer) and length >= norms.shape[0]:
             raise ValueError(
                 f"`length` must be the index of one of the {norms.shape[0]} losses. "
                 f"Got {length}."
             )
-        return norms[length : length + 1]
+        return norms[length][None]
     if length == "projection":
         return norms
-    nonzero = norms > 0
+    nonzero = (norms > 0) | ~(norms > 0).any()  # A mean of no numbers is NaN.
     if length == "min":
         return jnp.min(norms, where=nonzero, initial=jnp.inf, keepdims=True)
     if length == "max":

@@ -1,4 +1,4 @@
-"""Constant: weights chosen beforehand, known as linear scalarization."""
+"""Constant: use weights chosen beforehand, also known as linear scalarization."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ def constant(weights: Float[Array, " m"] | Sequence[float]) -> Weighting:
 
     **Arguments:**
 
-    - `weights`: m numbers, of any sign. Losses that a mask leaves out get zero, the
-      others keep theirs.
+    - `weights`: m numbers, of any sign. Missing losses get the weight zero, the others
+      keep theirs.
 
-    **Raises:** `ValueError` or `TypeError` if they are not a vector of finite reals,
-    and, when used, `ValueError` if there are not m of them.
+    **Raises:** `ValueError` or `TypeError` if `weights` is not a vector of finite
+    reals. When used, `ValueError` if it does not have m entries.
     """
     checked = check_vector("weights", weights, nonnegative=False)
 

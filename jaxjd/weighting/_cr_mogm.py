@@ -1,10 +1,11 @@
-"""CR-MOGM: weights that change slowly, whichever weighting they come from."""
+"""CR-MOGM: average the weights of any weighting over the steps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import (
@@ -14,6 +15,7 @@ from jaxjd._checks import (
     check_num_losses,
     check_number,
     check_vector,
+    known,
 )
 from jaxjd.weighting._weighting import Weighting, check_weighting, keep_unless
 
@@ -35,7 +37,9 @@ class CRMOGMState(NamedTuple):
 
 def cr_mogm(
     weighting: Weighting,
-    decay: float | Callable[[Int[Array, ""]], Float[Array, ""]] = 0.9,
+    decay: float
+    | Float[Array, ""]
+    | Callable[[Int[Array, ""]], Float[Array, ""]] = 0.9,
     *,
     num_losses: int,
     initial_weights: Float[Array, " m"] | Sequence[float] | None = None,
@@ -44,13 +48,13 @@ def cr_mogm(
 
     $w_k = \alpha_k w_{k-1} + (1 - \alpha_k) \hat w_k$, where $\hat w_k$ are the weights
     of the inner weighting at step k. Averages depend less on the batch, and with them
-    stochastic methods converge. A loss that is missing keeps its average and has the
-    weight 0 in this step. Weights that are not finite leave the averages as they were.
+    stochastic methods converge. A missing loss keeps its average and has the weight 0
+    in this step. Weights that are not finite leave the averages as they were.
 
     **Arguments:**
 
-    - `weighting`: of which the weights are averaged. It gets the mask and all extra
-      arguments, and its state is inside of this one's.
+    - `weighting`: whose weights are averaged. It gets the mask and all extra arguments.
+      Its state is part of the state.
     - `decay`: $\alpha$, how much of the average stays, in [0, 1], or a schedule of
       optax: a function of the number of steps made. The paper lets it increase towards
       1 as the learning rate decays.
@@ -58,33 +62,34 @@ def cr_mogm(
     - `initial_weights`: $w_0$, m numbers. By default the average of a loss starts with
       its first weight.
 
-    **Raises:** `TypeError` or `ValueError` if `weighting` is no weighting, a number
-    none or out of its range, or the initial weights are no vector of m finite numbers,
-    and, when used, `ValueError` if there are not `num_losses` losses.
+    **Raises:** `TypeError` or `ValueError` if `weighting` is not a weighting, another
+    argument is not a number, or is out of range, or the initial weights are not m
+    finite numbers. When used, `ValueError` if there are not `num_losses` losses.
 
     **Reference:** Zhou et al. (2022), On the Convergence of Stochastic Multi-Objective
     Gradient Manipulation and Beyond, Algorithm 1.
     """
     check_weighting(weighting)
-    check_integer("num_losses", num_losses, least=1)
+    size = check_integer("num_losses", num_losses, least=1)
     if not callable(decay):
         check_number("decay", decay, "[0, 1]")
     start = None
     if initial_weights is not None:
         start = check_vector("initial_weights", initial_weights, nonnegative=False)
-        check_length("initial_weights", start, num_losses)
+        if not isinstance(size, Tracer):
+            check_length("initial_weights", start, size)
 
     def init():
-        average = jnp.zeros(num_losses) if start is None else start.astype(float)
-        started = jnp.full(num_losses, start is not None)
+        m = known("num_losses", size)
+        average = jnp.zeros(m) if start is None else start.astype(float)
+        started = jnp.full(m, start is not None)
         return CRMOGMState(weighting.init(), average, started, jnp.zeros((), jnp.int32))
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         chosen, inner = weighting.update(
             gramian, state.weighting, mask=mask, **extra_args
         )
-        check_num_losses(num_losses, gramian)
-        mask = check_mask(mask, num_losses)
+        mask = check_mask(mask, check_num_losses(len(state.average), gramian))
         stays = decay(state.count) if callable(decay) else decay
         stays = jnp.asarray(stays, chosen.dtype)
         average = state.average.astype(chosen.dtype)
@@ -96,7 +101,7 @@ def cr_mogm(
             jnp.asarray(optax.safe_increment(state.count)),
         )
         finite = jnp.isfinite(chosen).all()
-        # The inner weighting knows itself what it keeps.
+        # What the inner weighting keeps is its own decision.
         kept = keep_unless(finite, new, state)._replace(weighting=inner)
         return jnp.where(mask, moved, 0), kept
 

@@ -1,4 +1,4 @@
-"""How does a weighting look at two independent batches instead of one?"""
+"""Give a weighting the cross Gramian of two independent batches."""
 
 import jax.numpy as jnp
 
@@ -7,13 +7,13 @@ from jaxjd.weighting._weighting import Weighting
 
 
 def of_cross_gramian(name: str, weighting: Weighting) -> Weighting:
-    r"""The weighting of the extra argument `cross_gramian`, $J_1 J_2^\top$.
+    r"""A weighting that sees the extra argument `cross_gramian`, not the Gramian.
 
-    Its expectation is the Gramian of the expected Jacobian; that of $J_1 J_1^\top$ is
-    not. The Gramian itself only says how many losses there are, and in which type the
-    weights are.
+    The expectation of $J_1 J_2^\top$ is the Gramian of the expected Jacobian, unlike
+    that of $J_1 J_1^\top$. The Gramian itself only tells the number of losses and the
+    dtype of the weights.
 
-    **Raises:** when used, `ValueError` if there is no `cross_gramian`, or it is not
+    **Raises:** when used, `ValueError` if `cross_gramian` is not given, or is not
     [m, m], and `TypeError` if it is not real.
     """
 

@@ -1,4 +1,6 @@
-"""FairGrad: alpha-fair shares of the progress."""
+"""FairGrad: share the progress between the losses alpha-fairly."""
+
+from jaxtyping import Array, Float
 
 from jaxjd._checks import check_number
 from jaxjd.solvers import bargain
@@ -6,15 +8,18 @@ from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
 
 
-def fairgrad(alpha: float = 2.0, *, certificate: bool = False) -> Weighting:
+def fairgrad(
+    alpha: float | Float[Array, ""] = 2.0, *, certificate: bool = False
+) -> Weighting:
     r"""Weights that solve $Gw = w^{-1/\alpha}$, entry by entry.
 
-    Along the update $J^\top w$ of its length, $\sum_i (g_i^\top d)^{1 - \alpha} / (1 -
-    \alpha)$ is largest: with $\alpha \to 0$ the sum of the progress of all losses, with
-    1 its product (Nash's bargain), with 2 its harmonic mean, with $\alpha \to \infty$
-    the least of all. A loss whose gradient is zero gets the weight zero. Where the
-    point is Pareto-stationary there is no solution; the weights are finite then, and
-    the update nearly zero beside them.
+    Among updates $d$ of equal norm, $J^\top w$ maximises
+    $\sum_i (g_i^\top d)^{1 - \alpha} / (1 - \alpha)$. With $\alpha \to 0$ this is the
+    sum of the progress of all losses, with 1 its product (Nash's bargaining solution),
+    with 2 its harmonic mean, with $\alpha \to \infty$ the progress of the worst-off
+    loss. A loss whose gradient is zero gets the weight zero. At a Pareto-stationary
+    point there is no solution. The weights are finite there, and the update is nearly
+    zero beside them.
 
     **Arguments:**
 
@@ -23,7 +28,7 @@ def fairgrad(alpha: float = 2.0, *, certificate: bool = False) -> Weighting:
       last step.
       `optax.tree.get(opt_state, "certificate")` finds it.
 
-    **Raises:** `ValueError` or `TypeError` if `alpha` is not in (0, inf).
+    **Raises:** `ValueError` or `TypeError` if `alpha` is not a number in (0, inf).
 
     **Reference:** Ban & Ji (2024), arXiv:2402.15638, equation 4.
     """

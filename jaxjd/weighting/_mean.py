@@ -1,4 +1,4 @@
-"""Mean: every loss counts the same; Jacobian descent becomes gradient descent."""
+"""Mean: let every loss count the same, as gradient descent does."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -9,7 +9,8 @@ from jaxjd.weighting._weighting import Weighting, stateless
 def mean() -> Weighting:
     """Weights $w_i = 1/m$: the gradient of the mean loss.
 
-    Of the losses that are present, if a mask is given; no loss, no update.
+    With a mask, m is the number of losses that are present. If there are none, the
+    weights are zero.
     """
     return stateless(mean_weights)
 
@@ -17,5 +18,6 @@ def mean() -> Weighting:
 def mean_weights(
     gramian: Float[Array, "m m"], mask: Bool[Array, " m"]
 ) -> Float[Array, " m"]:
+    """Equal weights of sum 1 for the losses that are present."""
     present = mask.astype(gramian.dtype)
     return present / jnp.maximum(present.sum(), 1)

@@ -1,4 +1,4 @@
-"""MGDA: the shortest convex combination of the gradients."""
+"""MGDA: take the shortest convex combination of the gradients."""
 
 import functools
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd._checks import check_integer
+from jaxjd._checks import check_integer, known
 from jaxjd._numerics import finite_or_nan, matmul
 from jaxjd.solvers import minimise_on_simplex
 from jaxjd.weighting._certified import certified
@@ -19,23 +19,24 @@ from jaxjd.weighting._weighting import Weighting, stateless
 def mgda(
     *, frank_wolfe_steps: int | None = None, certificate: bool = False
 ) -> Weighting:
-    r"""Weights of the multiple-gradient descent algorithm, $\operatorname{argmin}_w
-    \|J^\top w\|$ over $w \succeq 0$ with $\sum_i w_i = 1$.
+    r"""Weights of MGDA, the multiple-gradient descent algorithm.
 
+    $w = \operatorname{argmin} \|J^\top w\|$ over $w \succeq 0$ with $\sum_i w_i = 1$.
     The update is the shortest vector of the convex hull of the gradients. It conflicts
-    with no loss, and is zero if and only if the point is Pareto-stationary; a loss
+    with no loss, and is zero if and only if the point is Pareto-stationary. A loss
     whose gradient is zero makes it zero.
 
     **Arguments:**
 
-    - `frank_wolfe_steps`: if given, the problem is not solved exactly, but by so many
-      steps of the Frank-Wolfe method at most, which stops when a step is shorter than
+    - `frank_wolfe_steps`: if given, the problem is not solved exactly, but by at most
+      that many steps of the Frank-Wolfe method, which stops when a step is shorter than
       1e-3. 100 gives TorchJD's weights, which are within about 1 % of the exact ones.
     - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
       last step. `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `frank_wolfe_steps` is not a positive
-    integer, or is given together with `certificate`: it certifies nothing.
+    integer, or is given together with `certificate`, because Frank-Wolfe steps have
+    none.
 
     **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2; Sener & Koltun
     (2018), arXiv:1810.04650, algorithm 2, for the Frank-Wolfe method.
@@ -48,7 +49,10 @@ def mgda(
 
         return certified(mgda_weights, certificate=certificate)
 
-    steps = check_integer("frank_wolfe_steps", frank_wolfe_steps, least=1)
+    steps = known(
+        "frank_wolfe_steps",
+        check_integer("frank_wolfe_steps", frank_wolfe_steps, least=1),
+    )
     if certificate:
         raise ValueError(
             "`certificate` must be False if `frank_wolfe_steps` is given: these steps "
@@ -82,7 +86,8 @@ def _frank_wolfe(
 
 @_frank_wolfe.defjvp
 def _derivative(steps, primals, tangents):
-    # That of the steps themselves. A while loop has no derivative in reverse mode.
+    # The derivative of the steps themselves, because a while loop has none in reverse
+    # mode.
     gramian, mask = primals
 
     def all_steps(gramian):

@@ -1,12 +1,12 @@
-"""MoDo: MGDA's weights by one projected step from two batches."""
+"""MoDo: approach MGDA's weights by one projected step from two batches."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_integer, check_num_losses, check_number
-from jaxjd._numerics import matmul
+from jaxjd._checks import check_integer, check_num_losses, check_number, known
+from jaxjd._numerics import like, matmul
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
 from jaxjd.weighting._weighting import Weighting, stateful
@@ -19,17 +19,20 @@ class MoDoState(NamedTuple):
 
 
 def modo(
-    *, num_losses: int, step_size: float = 0.1, regularization: float = 0.1
+    *,
+    num_losses: int,
+    step_size: float | Float[Array, ""] = 0.1,
+    regularization: float | Float[Array, ""] = 0.1,
 ) -> Weighting:
     r"""Weights of MoDo, multi-objective gradient with double sampling.
 
     $w \leftarrow \Pi(w - \gamma (J_1 J_2^\top w + \rho w))$, where $\Pi$ is the
     projection onto the simplex. $w$ starts from $1/m$ and is kept from step to step. A
-    loss that is missing keeps its part of it, and the others share what is left.
+    missing loss keeps its part of $w$, and the others divide the rest.
 
-    $J_1$ and $J_2$ must be of independent batches: the update takes the extra argument
-    `cross_gramian`, [m, m], and uses it instead of the Gramian. The update itself is
-    of both batches, as in the paper, or of a third one:
+    $J_1$ and $J_2$ must come from independent batches. `update` takes the extra
+    argument `cross_gramian`, [m, m], and uses it in place of the Gramian. The update
+    itself is that of both batches, as in the paper, or of a third one:
 
     ```python
     tx = optax.chain(jaxjd.modo(num_losses=2), optax.sgd(0.1))
@@ -44,29 +47,31 @@ def modo(
     **Arguments:**
 
     - `num_losses`: m.
-    - `step_size`: $\gamma > 0$. It does not scale with the gradients.
-    - `regularization`: $\rho \geq 0$, pulls the weights towards equal ones.
+    - `step_size`: $\gamma > 0$, in units of one over the Gramian.
+    - `regularization`: $\rho \geq 0$, how strongly the weights are pulled towards equal
+      ones.
 
-    **Raises:** `TypeError` or `ValueError` if a number is none or out of its range,
-    and, when used, `ValueError` if there is no `cross_gramian`, or there are not
+    **Raises:** `TypeError` or `ValueError` if an argument is not a number, or is out of
+    range. When used, `ValueError` if `cross_gramian` is not given, or there are not
     `num_losses` losses.
 
     **Reference:** Chen et al. (2024), Three-Way Trade-Off in Multi-Objective Learning,
     JMLR 25, equation 2.9.
     """
-    check_integer("num_losses", num_losses, least=1)
-    check_number("step_size", step_size, "(0, inf)")
-    check_number("regularization", regularization, "[0, inf)")
+    size = check_integer("num_losses", num_losses, least=1)
+    gamma = check_number("step_size", step_size, "(0, inf)")
+    rho = check_number("regularization", regularization, "[0, inf)")
 
     def init():
-        return MoDoState(jnp.full(num_losses, 1 / num_losses))
+        m = known("num_losses", size)
+        return MoDoState(jnp.full(m, 1 / m))
 
     def weights(cross_gramian, mask, state):
-        check_num_losses(num_losses, cross_gramian)
+        check_num_losses(len(state.weights), cross_gramian)
         old = state.weights.astype(cross_gramian.dtype)
         w, share = share_of_present(old, mask)
-        gradient = matmul(cross_gramian, w) + regularization * w
-        w = project_onto_simplex(w - step_size * gradient, mask)
+        gradient = matmul(cross_gramian, w) + like(rho, w) * w
+        w = project_onto_simplex(w - like(gamma, w) * gradient, mask)
         return w, MoDoState(jnp.where(mask, share * w, old))
 
     return of_cross_gramian("modo", stateful(init, weights))

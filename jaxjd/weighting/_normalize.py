@@ -1,4 +1,4 @@
-"""Normalize: any weighting, of the unit gradients."""
+"""Normalize: give any weighting gradients of norm 1."""
 
 import jax.numpy as jnp
 
@@ -10,16 +10,16 @@ from jaxjd.weighting._weighting import Weighting, check_weighting
 def normalize(weighting: Weighting) -> Weighting:
     r"""A weighting that sees every gradient scaled to norm 1.
 
-    Its Gramian has the entries $G_{ij} / (\|g_i\| \|g_j\|)$, and its weights are
-    divided by the norms: the update is that of the unit gradients. A gradient that is
-    zero stays zero and keeps its weight.
+    The weighting sees the Gramian with the entries $G_{ij} / (\|g_i\| \|g_j\|)$, and
+    its weights are divided by the norms, so the update is that of the unit gradients. A
+    zero gradient stays zero and keeps its weight.
 
     >>> import jaxjd
     >>> tx = jaxjd.aggregate(jaxjd.weighting.normalize(jaxjd.weighting.mean()))
 
     **Arguments:**
 
-    - `weighting`: it gets the mask and all extra arguments, and its state is the state.
+    - `weighting`: gets the mask and all extra arguments. Its state is the state.
 
     **Raises:** `TypeError` if `weighting` is not a weighting.
     """

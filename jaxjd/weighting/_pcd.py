@@ -1,14 +1,21 @@
-"""PCD: follow the first loss, as far as every other one still makes progress."""
+"""PCD: follow the first loss as far as every other loss still makes progress."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxjd._checks import check_integer, check_num_losses, check_number, check_vector
-from jaxjd._numerics import matmul, root
+from jaxjd._checks import (
+    check_integer,
+    check_num_losses,
+    check_number,
+    check_vector,
+    known,
+)
+from jaxjd._numerics import like, matmul, root
 from jaxjd.solvers import least_distance
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
@@ -26,9 +33,9 @@ class PCDState(NamedTuple):
 def pcd(
     *,
     num_losses: int,
-    tau: float | Float[Array, " m-1"] | Sequence[float] = 0.02,
-    decay: float = 0.999,
-    eps: float = 1e-8,
+    tau: float | Float[Array, ""] | Float[Array, " m-1"] | Sequence[float] = 0.02,
+    decay: float | Float[Array, ""] = 0.999,
+    eps: float | Float[Array, ""] = 1e-8,
     certificate: bool = False,
 ) -> Weighting:
     r"""Weights of priority-constrained descent.
@@ -54,23 +61,28 @@ def pcd(
     - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
       last step. `optax.tree.get(opt_state, "certificate")` finds it.
 
-    **Raises:** `ValueError` or `TypeError` if an argument is outside of its range or
-    `tau` has another length, and, when used, `ValueError` if there are not `num_losses`
-    losses.
+    **Raises:** `ValueError` or `TypeError` if an argument is not a number, or is out of
+    range, or `tau` has another length. When used, `ValueError` if there are not
+    `num_losses` losses.
 
     **Reference:** Varam & AlHajri (2026), arXiv:2606.29521, appendix B.
     """
-    num_losses = check_integer("num_losses", num_losses, least=1)
-    decay = check_number("decay", decay, "[0, 1)")
-    eps = check_number("eps", eps, "[0, inf)")
-    taus = _check_tau(tau, num_losses)
+    size = check_integer("num_losses", num_losses, least=1)
+    checked_decay = check_number("decay", decay, "[0, 1)")
+    checked_eps = check_number("eps", eps, "[0, inf)")
+    fractions = check_fractions(tau)
+    if not isinstance(size, Tracer):
+        check_num_fractions(fractions, size)
 
     def init():
-        return PCDState(jnp.zeros(num_losses), jnp.zeros(num_losses, jnp.int32))
+        m = known("num_losses", size)
+        return PCDState(jnp.zeros(m), jnp.zeros(m, jnp.int32))
 
     def pcd_weights(gramian, mask, state, _):
-        check_num_losses(num_losses, gramian)
+        m = check_num_losses(len(state.counts), gramian)
         dtype = gramian.dtype
+        decay, eps = like(checked_decay, gramian), like(checked_eps, gramian)
+        taus = check_num_fractions(fractions, m).astype(dtype)
         seen = jnp.diagonal(gramian)
         counts = state.counts + mask.astype(jnp.int32)
         before = state.squared_norms.astype(dtype)
@@ -80,9 +92,9 @@ def pcd(
         scales = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
 
         normalised = gramian * scales[:, None] * scales[None, :]
-        primary = jnp.arange(num_losses) == 0
+        primary = jnp.arange(m) == 0
         secondary = ~primary & (jnp.diagonal(normalised) > 0)
-        levels = jnp.asarray(taus, dtype) * jnp.diagonal(normalised) - normalised[0]
+        levels = taus * jnp.diagonal(normalised) - normalised[0]
         constrained = secondary[:, None] & secondary[None, :]
         shortest = least_distance(
             jnp.where(constrained, normalised, 0), jnp.where(secondary, levels, 0)
@@ -102,16 +114,30 @@ def pcd(
     return certified(pcd_weights, init=init, certificate=certificate)
 
 
-def _check_tau(tau, num_losses: int) -> Float[np.ndarray, " m"]:
-    """One fraction for each loss; that of the primary one is not used."""
+def check_fractions(
+    tau: float | Float[Array, ""] | Float[Array, " m-1"] | Sequence[float],
+) -> Float[Array, ""] | Float[Array, " m-1"]:
+    """**Raises:** `ValueError` or `TypeError` if they are not numbers in [0, 1]."""
     if np.ndim(tau) == 0:
-        return np.full(num_losses, check_number("tau", tau, "[0, 1]"))
-    values = np.asarray(check_vector("tau", tau, nonnegative=True), float)
-    if (values > 1).any():
-        raise ValueError(f"`tau` must be in [0, 1]. Got {values}.")
-    if len(values) != num_losses - 1:
+        return jnp.asarray(check_number("tau", tau, "[0, 1]"))
+    values = check_vector("tau", tau, nonnegative=True)
+    if not isinstance(values, Tracer) and (np.asarray(values) > 1).any():
+        raise ValueError(f"`tau` must be in [0, 1]. Got {np.asarray(values)}.")
+    return values
+
+
+def check_num_fractions(
+    fractions: Float[Array, ""] | Float[Array, " m-1"], m: int
+) -> Float[Array, " m"]:
+    """One fraction for each loss. That of the primary loss is not used.
+
+    **Raises:** `ValueError` if there is not one for each secondary loss.
+    """
+    if not fractions.ndim:
+        return jnp.broadcast_to(fractions, m)
+    if len(fractions) != m - 1:
         raise ValueError(
             "`tau` must be a number or have one entry for each of the "
-            f"{num_losses - 1} secondary losses. Got {len(values)}."
+            f"{m - 1} secondary losses. Got {len(fractions)}."
         )
-    return np.concatenate([[0.0], values])
+    return jnp.concatenate([jnp.zeros_like(fractions[:1]), fractions])

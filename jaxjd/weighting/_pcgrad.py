@@ -1,4 +1,4 @@
-"""PCGrad: project every gradient off those it conflicts with, then sum."""
+"""PCGrad: remove from every gradient its conflicts with the others, then sum."""
 
 from typing import NamedTuple
 
@@ -23,15 +23,17 @@ def pcgrad(key: int | Key[Array, ""] = 0) -> Weighting:
 
     Each gradient $g_i^{PC}$ starts as $g_i$ and meets the others in a random order.
     Where $g_i^{PC} \cdot g_j < 0$ it loses its part along $g_j$: $g_i^{PC} \leftarrow
-    g_i^{PC} - (g_i^{PC} \cdot g_j) g_j / \|g_j\|^2$. The update is their sum
-    $\sum_i g_i^{PC}$. Later projections can bring back a conflict that an earlier one
+    g_i^{PC} - (g_i^{PC} \cdot g_j) g_j / \|g_j\|^2$. The update is the sum
+    $\sum_i g_i^{PC}$. A later projection can bring back a conflict that an earlier one
     removed.
 
     **Arguments:**
 
-    - `key`: an integer seed or a key of `jax.random`. It lives in the state.
+    - `key`: an integer seed or a key of `jax.random`. It lives in the state. Under
+      `jax.vmap`, make the key in the mapped function, or all runs draw the same: see
+      [`jaxjd.weighting.random`][].
 
-    **Raises:** `TypeError` if `key` is neither.
+    **Raises:** `TypeError` if `key` is neither of these.
 
     **Reference:** Yu et al. (2020), arXiv:2001.06782, Algorithm 1.
     """
@@ -56,8 +58,8 @@ def pcgrad_weights(
     squares = jnp.diagonal(gramian)
 
     def meet(coefficients, others):
-        # g_i^PC is row i of `coefficients` times J. The rows never meet one another's
-        # g^PC, only the gradients they started from: hence all of them at once.
+        # g_i^PC is row i of `coefficients` times J. It meets the other gradients as
+        # they were at the start, so all rows can be treated at once.
         inner = (coefficients * gramian[others]).sum(axis=1)
         conflict = (inner < 0) & (others != own) & (squares[others] > 0)
         part = jnp.where(conflict, inner / jnp.where(conflict, squares[others], 1), 0)

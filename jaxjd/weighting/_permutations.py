@@ -1,4 +1,4 @@
-"""In which order does each gradient meet the others?"""
+"""Draw the order in which each gradient meets the others."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ from jaxtyping import Array, Int, Key
 def row_permutations(key: Key[Array, ""], m: int) -> Int[Array, "m m"]:
     """A random permutation of the m losses in each of m rows, independent.
 
-    A method that treats all its rows at once walks along the columns, and passes over
-    the entry that is the row's own loss.
+    A method that treats all rows at once walks along the columns, and skips the entry
+    that is the row's own loss.
     """
-    # Not jax.random.permutation, which sorts several times for long rows: here two of
-    # the 32 bits are equal once in 2^32 / m^2 rows.
+    # jax.random.permutation sorts long rows several times, lest two draws be equal.
+    # Two draws of 32 bits are equal in one of 2^32 / m^2 rows, which does not matter.
     return jnp.argsort(jax.random.bits(key, (m, m)), axis=1)

@@ -1,4 +1,4 @@
-"""What does a preference vector default to, and what if losses are missing?"""
+"""The preference vector: its default, and its entries for missing losses."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -12,7 +12,7 @@ def preference_or_mean(
     gramian: Float[Array, "m m"],
     mask: Bool[Array, " m"],
 ) -> Float[Array, " m"]:
-    """The preference of the losses that are present, 1 / their number by default.
+    """The preference for the losses that are present, by default 1 over their number.
 
     **Raises:** `ValueError` if there is not one entry per loss.
     """

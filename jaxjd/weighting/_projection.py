@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd._checks import check_integer, check_num_losses
+from jaxjd._checks import check_integer, check_num_losses, known
 from jaxjd.solvers import project_dual_cone
 from jaxjd.solvers.dual_cone import check_regularisation
 from jaxjd.weighting._certified import certified
@@ -48,9 +48,10 @@ def projection(
     check_regularisation(noise_eps, norm_eps, reg_eps)
     if noise_eps is None and reg_eps is None:
         noise_eps = NOISE_EPS
-    if num_losses is not None:
-        check_integer("num_losses", num_losses, least=1)
-    if warm_start and num_losses is None:
+    size = num_losses
+    if size is not None:
+        size = check_integer("num_losses", size, least=1)
+    if warm_start and size is None:
         raise ValueError(
             "`num_losses` must be given with `warm_start=True`: the state holds the "
             "projections of that many losses."
@@ -58,13 +59,15 @@ def projection(
 
     def init():
         # The latter is checked above.
-        if not warm_start or num_losses is None:
+        if not warm_start or size is None:
             return optax.EmptyState()
-        return ProjectionState(jnp.zeros(shape(num_losses)))
+        return ProjectionState(jnp.zeros(shape(known("num_losses", size))))
 
     def solve(gramian, mask, state, _):
-        if num_losses is not None:
-            check_num_losses(num_losses, gramian)
+        if warm_start:
+            check_num_losses(len(state.solution.T), gramian)
+        elif isinstance(size, int):
+            check_num_losses(size, gramian)
         projected = project_dual_cone(
             bounds(gramian, mask),
             gramian,

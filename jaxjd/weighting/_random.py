@@ -1,4 +1,4 @@
-"""Random: other weights at each step, whatever the gradients."""
+"""Random: draw new weights at each step, whatever the gradients."""
 
 from typing import NamedTuple
 
@@ -17,16 +17,27 @@ class RandomState(NamedTuple):
 
 
 def random(key: int | Key[Array, ""] = 0) -> Weighting:
-    r"""Random weights, positive and of sum 1: what a better method must beat.
+    r"""Random weights, positive and of sum 1: a baseline for other methods.
 
-    $w = \operatorname{softmax}(z)$ with $z \sim N(0, I)$, of the losses that are
-    present; no loss, no update.
+    $w = \operatorname{softmax}(z)$ with $z \sim N(0, I)$, over the losses that are
+    present. If there are none, the weights are zero.
 
     **Arguments:**
 
     - `key`: an integer seed or a key of `jax.random`. It lives in the state.
 
-    **Raises:** `TypeError` if `key` is neither.
+    A key from outside of `jax.vmap` gives every run the same random numbers. To train
+    several seeds at once, make the transformation from a key of each run:
+
+    ```python
+    def train(key):
+        tx = jaxjd.random(key=key)
+        ...
+
+    jax.vmap(train)(jax.random.split(jax.random.key(0), 8))
+    ```
+
+    **Raises:** `TypeError` if `key` is neither of these.
 
     **Reference:** Lin et al. (2022), arXiv:2111.10603, Algorithm 2.
     """
@@ -45,6 +56,7 @@ def random(key: int | Key[Array, ""] = 0) -> Weighting:
 def random_weights(
     normals: Float[Array, " m"], mask: Bool[Array, " m"]
 ) -> Float[Array, " m"]:
-    # Without the maximum of a softmax: no normal number overflows.
+    """The softmax of given numbers, over the losses that are present."""
+    # A softmax need not subtract the maximum here: normal numbers do not overflow.
     shares = jnp.where(mask, jnp.exp(normals), 0)
     return shares / jnp.where(mask.any(), shares.sum(), 1)

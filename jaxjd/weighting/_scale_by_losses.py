@@ -1,4 +1,4 @@
-"""Scale by losses: any weighting, of the logarithms of the losses."""
+"""Scale by losses: give any weighting the gradients of the logarithms."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ def scale_by_losses(weighting: Weighting) -> Weighting:
     r"""A weighting that sees every gradient divided by its loss.
 
     $g_i / \ell_i$ is the gradient of $\log \ell_i$, which does not depend on the unit
-    of the loss. The Gramian has the entries $G_{ij} / (\ell_i \ell_j)$, and the weights
-    are divided by the losses. They are given to `update` as the extra argument
-    `losses`, an array or a pytree of arrays with m entries in all, row-major, as
-    [`jaxjd.value_and_jac`][] returns them:
+    of the loss. The weighting sees the Gramian with the entries $G_{ij} / (\ell_i
+    \ell_j)$, and its weights are divided by the losses. The losses are the extra
+    argument `losses` of `update`: an array or a pytree of arrays with m entries in all,
+    row-major, as [`jaxjd.value_and_jac`][] returns them:
 
     ```python
     tx = jaxjd.aggregate(jaxjd.weighting.scale_by_losses(jaxjd.weighting.upgrad()))
@@ -23,14 +23,14 @@ def scale_by_losses(weighting: Weighting) -> Weighting:
     ```
 
     They must be positive, which is not checked: a loss of zero makes the weights
-    infinite or NaN. Those of missing losses do not matter.
+    infinite or NaN. The values of missing losses do not matter.
 
     **Arguments:**
 
-    - `weighting`: it gets the mask and all extra arguments, and its state is the state.
+    - `weighting`: gets the mask and all extra arguments. Its state is the state.
 
-    **Raises:** `TypeError` if `weighting` is not a weighting, and, when used,
-    `ValueError` if there are no `losses`, or not m of them.
+    **Raises:** `TypeError` if `weighting` is not a weighting. When used, `ValueError`
+    if `losses` is not given, or does not have m entries.
     """
     check_weighting(weighting)
 

@@ -1,4 +1,4 @@
-"""SDMGrad: MGDA's weights by projected steps, near those of a preference."""
+"""SDMGrad: approach MGDA's weights by projected steps, near a preference."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,10 +6,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxjd._checks import check_integer, check_num_losses, check_number, check_vector
-from jaxjd._numerics import matmul, root
+from jaxjd._checks import (
+    check_integer,
+    check_num_losses,
+    check_number,
+    check_vector,
+    known,
+)
+from jaxjd._numerics import like, matmul, root
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
@@ -25,10 +31,10 @@ class SDMGradState(NamedTuple):
 def sdmgrad(
     *,
     num_losses: int,
-    step_size: float = 10.0,
-    momentum: float = 0.5,
-    inner_steps: int = 20,
-    regularization: float = 0.3,
+    step_size: float | Float[Array, ""] = 10.0,
+    momentum: float | Float[Array, ""] = 0.5,
+    inner_steps: int | Int[Array, ""] = 20,
+    regularization: float | Float[Array, ""] = 0.3,
     preference: Float[Array, " m"] | Sequence[float] | None = None,
 ) -> Weighting:
     r"""Weights of SDMGrad, stochastic direction-oriented multi-objective descent.
@@ -36,13 +42,14 @@ def sdmgrad(
     $(w + \lambda u) / (1 + \lambda)$ with the preference $u$, where $w$ is kept from
     step to step and moved by `inner_steps` steps
     $w \leftarrow \Pi(w - \eta A (w + \lambda u))$, with momentum. $\Pi$ is the
-    projection onto the simplex and $A$ is $J_1 J_2^\top$ over the square of the mean of
-    the roots of its diagonal (0 for negative entries; where there is no other, $w$
-    stays).
+    projection onto the simplex. $A$ is $J_1 J_2^\top$ divided by the square of the mean
+    of $\sqrt{\max(a, 0)}$ over the entries $a$ of its diagonal. If that is zero, $w$
+    stays as it was. A missing loss keeps its part of $w$, and the others divide the
+    rest.
 
-    $J_1$ and $J_2$ must be of independent batches: the update takes the extra argument
-    `cross_gramian`, [m, m], and uses it instead of the Gramian. With a third batch for
-    the update itself, as in the paper:
+    $J_1$ and $J_2$ must come from independent batches. `update` takes the extra
+    argument `cross_gramian`, [m, m], and uses it in place of the Gramian. With a third
+    batch for the update itself, as in the paper:
 
     ```python
     tx = optax.chain(jaxjd.sdmgrad(num_losses=2), optax.sgd(0.1))
@@ -54,33 +61,38 @@ def sdmgrad(
     **Arguments:**
 
     - `num_losses`: m.
-    - `step_size`, `momentum`, `inner_steps`: $\eta > 0$, in [0, 1), and at least 1.
-    - `regularization`: $\lambda \geq 0$, how strongly the preference pulls.
+    - `step_size`: $\eta > 0$.
+    - `momentum`: in [0, 1).
+    - `inner_steps`: how many steps, at least 1.
+    - `regularization`: $\lambda \geq 0$, how strongly the weights are pulled towards
+      the preference.
     - `preference`: $u \succeq 0$, m numbers. By default $1/m$ for each loss.
 
-    A loss that is missing keeps its part of $w$, and the others share what is left.
-
-    **Raises:** `TypeError` or `ValueError` if a number is none or out of its range, or
-    `preference` is not a vector of finite nonnegative reals, and, when used,
-    `ValueError` if there is no `cross_gramian`, or there are not `num_losses` losses.
+    **Raises:** `TypeError` or `ValueError` if an argument is not a number, or is out of
+    range, or `preference` is not a vector of finite nonnegative reals. When used,
+    `ValueError` if `cross_gramian` is not given, or there are not `num_losses` losses.
 
     **Reference:** Xiao et al. (2023), arXiv:2305.18409, Algorithm 1, scaled as in
     section 6.1.
     """
-    check_integer("num_losses", num_losses, least=1)
-    check_number("step_size", step_size, "(0, inf)")
-    check_number("momentum", momentum, "[0, 1)")
-    check_integer("inner_steps", inner_steps, least=1)
-    check_number("regularization", regularization, "[0, inf)")
+    size = check_integer("num_losses", num_losses, least=1)
+    numbers = (
+        check_number("step_size", step_size, "(0, inf)"),
+        check_number("momentum", momentum, "[0, 1)"),
+        check_number("regularization", regularization, "[0, inf)"),
+    )
+    steps = check_integer("inner_steps", inner_steps, least=1)
     checked = None
     if preference is not None:
         checked = check_vector("preference", preference, nonnegative=True)
 
     def init():
-        return SDMGradState(jnp.full(num_losses, 1 / num_losses))
+        m = known("num_losses", size)
+        return SDMGradState(jnp.full(m, 1 / m))
 
     def weights(cross_gramian, mask, state):
-        check_num_losses(num_losses, cross_gramian)
+        check_num_losses(len(state.weights), cross_gramian)
+        eta, momentum, pull = (like(number, cross_gramian) for number in numbers)
         preferred = preference_or_mean(checked, cross_gramian, mask)
         roots = root(jnp.diagonal(cross_gramian))
         scale = matmul(roots, preference_or_mean(None, cross_gramian, mask))
@@ -90,14 +102,14 @@ def sdmgrad(
 
         def step(_, carry):
             w, velocity = carry
-            velocity = momentum * velocity + matmul(A, w + regularization * preferred)
-            return project_onto_simplex(w - step_size * velocity, mask), velocity
+            velocity = momentum * velocity + matmul(A, w + pull * preferred)
+            return project_onto_simplex(w - eta * velocity, mask), velocity
 
         old = state.weights.astype(A.dtype)
         w, share = share_of_present(old, mask)
-        w, _ = lax.fori_loop(0, inner_steps, step, (w, jnp.zeros_like(w)))
+        w, _ = lax.fori_loop(0, steps, step, (w, jnp.zeros_like(w)))
         kept = SDMGradState(jnp.where(mask, share * w, old))
-        return (w + regularization * preferred) / (1 + regularization), kept
+        return (w + pull * preferred) / (1 + pull), kept
 
-    # Called outside of any `jit`, its loop would be compiled anew at each step.
+    # Without `jit`, its loop would be compiled anew at each step outside of any.
     return of_cross_gramian("sdmgrad", stateful(init, jax.jit(weights)))

@@ -1,4 +1,4 @@
-"""How do weights stay on the simplex when some losses are missing?"""
+"""Keep weights on the simplex, also when some losses are missing."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -12,11 +12,11 @@ def project_onto_simplex(
 ) -> Float[Array, " m"]:
     """The closest weights that are nonnegative, of sum 1, and zero off the mask.
 
-    By sorting: Held, Wolfe & Crowder (1974), Mathematical Programming 6. Not optax's,
-    which cannot leave entries out.
+    By sorting, as in Held, Wolfe & Crowder (1974), Mathematical Programming 6. optax's
+    projection cannot leave entries out.
     """
-    # Only differences matter, and an entry is zero if it is 1 or more below the
-    # largest: those off the mask are 2 below.
+    # Only differences count, and an entry that is 1 or more below the largest becomes
+    # zero. So entries off the mask are put 2 below.
     point = point - jnp.max(point, where=mask, initial=-jnp.inf)
     point = jnp.where(mask, point, -2)
     descending = sort(point, 0)[::-1]
@@ -29,11 +29,10 @@ def project_onto_simplex(
 def share_of_present(
     weights: Float[Array, " m"], mask: Bool[Array, " m"]
 ) -> tuple[Float[Array, " m"], Float[Array, ""]]:
-    """Weights of the present losses alone, of sum 1, and what their sum was.
+    """The weights of the present losses, scaled to sum 1, and what their sum was.
 
-    Equal ones where that is zero. Multiplied by what their sum was, new weights take
-    the place of the old ones, and together with those of the missing losses they are
-    on the simplex as before.
+    The weights are equal if the sum was zero. New weights of sum 1, multiplied by the
+    old sum, are on the simplex together with the weights of the missing losses.
     """
     weights = jnp.where(mask, weights, 0)
     share = weights.sum()

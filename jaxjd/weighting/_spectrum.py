@@ -106,7 +106,7 @@ def _with_derivative(gramian, product, vectors, slopes, coordinates):
 
 @_with_derivative.defjvp
 def _derivative_of_product(primals, tangents):
-    gramian, product, vectors, slopes, coordinates = primals
+    gramian, _, vectors, slopes, coordinates = primals
     change, change_of_product, *_ = tangents
     vectors = _once(gramian, vectors)
     inner = slopes * matmul(vectors.T, matmul(symmetric_part(change), vectors))
@@ -123,7 +123,7 @@ def _eigenvalues(gramian, values, vectors):
 
 @_eigenvalues.defjvp
 def _derivative_of_eigenvalues(primals, tangents):
-    gramian, values, vectors = primals
+    gramian, _, vectors = primals
     vectors = _once(gramian, vectors)
     change = matmul(symmetric_part(tangents[0]), vectors)
     return _eigenvalues(*primals), (vectors * change).sum(axis=0)

@@ -1,4 +1,4 @@
-"""Sum: the gradient of the sum of the losses, of each task for its own parameters."""
+"""Sum: take the gradient of the sum of the losses."""
 
 from jaxjd.weighting._weighting import Weighting, stateless
 

@@ -1,18 +1,17 @@
-"""What is a weighting?
+"""The type of all weightings, and how one is made of a function.
 
 A weighting turns the Gramian $G = J J^\\top$ of m losses into m weights $w$; the update
-is then $J^\\top w$. It is a pair of pure functions, named as optax names them: `init`
-makes the state, `update` takes it and gives it back. A weighting without state can
-simply be called:
+is then $J^\\top w$. It is a pair of pure functions, named as in optax: `init` makes the
+state, `update` takes it and returns it. A weighting without state can simply be called:
 
 - `mean`: $w_i = 1/m$, whatever the Gramian;
-- `upgrad`: the mean of what every gradient becomes when it is projected onto the
-  directions in which no loss increases;
-- `dualproj`: the projection of the mean;
+- `upgrad`: projects every gradient onto the directions in which no loss increases, and
+  takes the mean;
+- `dualproj`: projects the mean;
 - `gradvac`: has a state, the cosines that it has seen between the gradients.
 
-Losses that are missing from a batch are named by a `mask`, and a weighting gives them
-the weight zero and the others what they would have had without the missing ones.
+A `mask` says which losses are missing from a batch. A weighting gives them the weight
+zero, and the others the weights that they would have without them.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd._checks import present_only
+from jaxjd._checks import check_gramian, present_only
 
 State = TypeVar("State")
 
@@ -52,15 +51,20 @@ class Weighting:
       with `gramian` [m, m], `mask` [m] of bools (False: this loss is missing) and
       `weights` [m]. It must accept and ignore extra arguments that it does not know.
 
-    A weighting whose state is empty can be called: `weights = weighting(gramian)`.
+    A weighting whose state is empty can be called: `weights = weighting(gramian)`. A
+    weighting is not an optax transformation: [`jaxjd.aggregate`][] makes one of it.
     """
 
-    # Not a NamedTuple: no tuple can be referenced weakly, as `jax.jit(weighting)` does.
+    # Not a NamedTuple, because `jax.jit(weighting)` needs weak references to it.
     init: Callable[[], Any]
     update: WeightingUpdate
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.init, _Init):
+            object.__setattr__(self, "init", _Init(self.init))
+
     def __iter__(self) -> Iterator[Any]:
-        """As that of optax's pairs: `init, update = weighting`."""
+        """Unpacks it as optax's pairs are: `init, update = weighting`."""
         return iter((self.init, self.update))
 
     def __call__(
@@ -69,6 +73,18 @@ class Weighting:
         *,
         mask: Bool[Array, " m"] | None = None,
     ) -> Float[Array, " m"]:
+        """The weights, if the state is empty.
+
+        **Raises:** `TypeError` if it is not, or if `gramian` is not an array.
+        """
+        if hasattr(gramian, "_fields"):
+            # optax.inject_hyperparams takes it for a schedule with a state.
+            raise TypeError(
+                "A weighting must be called with a Gramian, [m, m]. Got a state, "
+                f"{type(gramian).__name__}. In optax.inject_hyperparams, which takes "
+                "whatever can be called for a schedule, say `static_args='weighting'`."
+            )
+        check_gramian(gramian)
         state = self.init()
         if jax.tree.leaves(state):
             raise TypeError(
@@ -77,6 +93,22 @@ class Weighting:
                 "state)`."
             )
         return self.update(gramian, state, mask=mask)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Init:
+    """An `init` that says what is wrong if optax calls it."""
+
+    function: Callable[[], Any]
+
+    def __call__(self, *params: Any) -> Any:
+        if params:
+            raise TypeError(
+                "A weighting is not an optax transformation, so `init` takes no "
+                "parameters. In optax.chain use `jaxjd.NAME(...)` in place of "
+                "`jaxjd.weighting.NAME(...)`, or `jaxjd.aggregate(weighting)`."
+            )
+        return self.function()
 
 
 def stateless(
@@ -103,9 +135,9 @@ def stateful(
 ) -> Weighting:
     """A weighting from a state and a function of a checked Gramian, a mask, the state.
 
-    The function sees zeros as that of [`stateless`][] does. One batch that is not
-    finite gives NaN weights, and leaves the state as it was: it must not spoil all the
-    steps that come after it.
+    The function sees zeros in the rows and columns of the losses that are missing. A
+    batch that is not finite gives NaN weights and leaves the state as it was, so that
+    it does not spoil all later steps.
     """
 
     def update(gramian, state, /, *, mask=None, **extra_args):
@@ -119,9 +151,9 @@ def stateful(
 
 
 def keep_unless(replace: Bool[Array, ""], new: State, old: State) -> State:
-    """The new state if it is to replace the old one, in the types of the old one.
+    """The new state, or the old one, in the dtypes of the old one.
 
-    They must not change: the state is carried by scans.
+    They must not change, because scans carry the state.
     """
 
     def choose(new, old):
@@ -133,10 +165,25 @@ def keep_unless(replace: Bool[Array, ""], new: State, old: State) -> State:
 
 
 def check_weighting(weighting: Weighting) -> Weighting:
-    """**Raises:** `TypeError` if it is anything else, such as its transformation."""
-    if not isinstance(weighting, Weighting):
-        raise TypeError(
-            "`weighting` must be a jaxjd.Weighting, such as jaxjd.weighting.upgrad(). "
-            f"Got {type(weighting).__name__}."
+    """**Raises:** `TypeError` if it is anything else, such as a transformation."""
+    if isinstance(weighting, Weighting):
+        return weighting
+    name = getattr(weighting, "__name__", None)
+    module = getattr(weighting, "__module__", None) or ""
+    if isinstance(weighting, optax.GradientTransformation):
+        got = (
+            "an optax transformation: write `jaxjd.weighting.NAME(...)` in place of "
+            "`jaxjd.NAME(...)`"
         )
-    return weighting
+    elif (
+        module.startswith(("jaxjd.weighting.", "jaxjd.transform.")) or module == "jaxjd"
+    ):
+        got = f"a function: call it, `jaxjd.weighting.{name}(...)`"
+    elif hasattr(weighting, "gramian"):
+        got = "a Jacobian, which the update of the transformation takes"
+    else:
+        got = f"{type(weighting).__name__}"
+    raise TypeError(
+        "`weighting` must be a jaxjd.Weighting, such as jaxjd.weighting.upgrad(). Got "
+        f"{got}."
+    )

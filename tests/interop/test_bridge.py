@@ -1,4 +1,4 @@
-"""Do arrays cross between torch and JAX in the same memory, or say why they cannot?"""
+"""Arrays cross between torch and JAX in the same memory, or an error says why not."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Does every layer compute the same with converted weights, and do mistakes raise?"""
+"""Every layer computes the same with converted weights, and mistakes raise."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def deconv(dims, **kwargs):
     return getattr(torch.nn, f"ConvTranspose{dims}d")(4, 6, 3, **kwargs)
 
 
-# Torch's layer, Flax's, the shape of an input in torch, and options of the conversion.
+# torch's layer, Flax's layer, the shape of an input in torch, conversion options.
 LAYERS = {
     "Linear": (torch.nn.Linear(5, 3), linen.Dense(3), (2, 5), {}),
     "Linear without bias": (
@@ -88,7 +88,7 @@ for _dims in (1, 2, 3):
 
 
 def randomised(module, dtype, seed=0):
-    """Norms are made with all scales 1 and biases 0, which would hide mistakes."""
+    """Draw all weights: scales of 1 and biases of 0 would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
@@ -224,7 +224,7 @@ def test_the_result_keeps_the_dtype_of_flax_and_no_memory_of_torch():
 
 
 def renamed(state_dict, **changes):
-    """With dots in names as underscores; None leaves a tensor out."""
+    """Change tensors by name, "__" for a dot. None leaves a tensor out."""
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     merged = {**state_dict, **changes}
     return {name: tensor for name, tensor in merged.items() if tensor is not None}
@@ -239,7 +239,7 @@ ERRORS = {
     "a layer too many": (
         {"aux__weight": torch.ones(3)},
         {},
-        r"no use for: \['aux\.weight'\]",
+        r"does not use: \['aux\.weight'\]",
     ),
     "a tensor missing": (
         {"1__running_var": None},

@@ -1,4 +1,4 @@
-"""Is what the second table calls exact exact, and does jaxjd keep its promise?"""
+"""The second table's exact projection is exact, and jaxjd keeps its promise."""
 
 import pytest
 
@@ -12,9 +12,9 @@ from interop.report import PRECISIONS
 
 @pytest.mark.parametrize("name", exact.cases())
 def test_the_exact_projection_satisfies_the_optimality_conditions(name):
-    """v >= u, J Jᵀ v >= 0, and one of the two is an equality for every loss.
+    """v >= u and J Jᵀ v >= 0, and for every loss one of the two is an equality.
 
-    Each is relative to the norms that enter it, in units of the rounding of float64.
+    Each is relative to the norms that enter it, so the tolerances are float64 rounding.
     """
     jacobian = exact.cases()[name]
     m = len(jacobian)
@@ -40,7 +40,7 @@ def test_the_exact_update_of_the_documented_example():
 def test_jaxjd_conflicts_with_no_gradient_and_is_the_closer(name, precision):
     comparison = exact.compare(name, precision)
     assert comparison.cosine.passed, comparison
-    # A hundred and a thousand times what was measured when this was written.
+    # A hundred times (float32) and a thousand times (float64) what was measured.
     assert comparison.jaxjd.distance < {"float32": 3e-4, "float64": 5e-11}[precision]
     assert comparison.jaxjd.distance < comparison.torchjd.distance
 

@@ -1,4 +1,4 @@
-"""Are the residuals of the third table right, and does jaxjd solve its problems?"""
+"""The residuals of the third table are right, and jaxjd solves its problems."""
 
 import functools
 import math
@@ -13,13 +13,13 @@ from interop import optimality
 from interop.optimality import cagrad_residual, fairgrad_residual, mgda_residual
 from interop.report import PRECISIONS
 
-# Solved with pen and paper.
+# Solved by hand.
 ORTHOGONAL = np.diag([1.0, 2.0])
 EQUAL = np.eye(2)
 SOLVED = [
     (mgda_residual, ORTHOGONAL, [0.8, 0.2]),
     (functools.partial(cagrad_residual, c=0.5), EQUAL, [0.75, 0.75]),
-    # s w = w^(-1 / alpha) with the squares s of the norms.
+    # s w = w^(-1 / alpha), where s are the squared norms.
     (functools.partial(fairgrad_residual, alpha=2.0), ORTHOGONAL, [1, 4 ** (-2 / 3)]),
     (functools.partial(fairgrad_residual, alpha=1.0), ORTHOGONAL, [1, 0.5]),
 ]
@@ -30,13 +30,13 @@ SOLVED = [
 @pytest.mark.parametrize("name", optimality.PROBLEMS)
 def test_jaxjd_is_not_the_farther(name, case, precision):
     comparison = optimality.compare(name, case, precision)
-    # Of the types that JSON has.
+    # Python's own True, not NumPy's, so that JSON can hold it.
     assert comparison.residual.passed is True, comparison
 
 
 @pytest.mark.parametrize(("residual", "jacobian", "exact"), SOLVED)
 def test_residuals(residual, jacobian, exact):
-    """Zero for the exact weights, and not for longer ones or other proportions."""
+    """Residuals are zero for the exact weights, not for longer or other ones."""
     exact = np.array(exact)
     assert abs(residual(exact, jacobian)) < 1e-15
     assert residual(1.01 * exact, jacobian) > 5e-3

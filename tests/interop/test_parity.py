@@ -1,6 +1,7 @@
-"""Is every row of the parity report within its bound?
+"""Every row of the parity report is within its bound.
 
-The same functions as `python -m interop`. Rows that its `--quick` leaves out are slow.
+These are the functions of `python -m interop`. Rows that its `--quick` leaves out are
+marked slow.
 """
 
 import pytest
@@ -35,7 +36,7 @@ def test_both_libraries_agree(check: Check, precision):
 
 
 def test_rows_are_computed_in_the_precision_that_they_claim():
-    """float32 is coarser by nine digits: a row that ignores it would not be."""
+    """A float32 row has far larger errors than a float64 row."""
     for row in checks(quick=True):
         if row.name == "upgrad, conflicting":
             in_float32, in_float64 = (row.measure(p).value for p in PRECISIONS)
@@ -49,7 +50,7 @@ def test_over_the_bound_and_nan_do_not_pass(value):
 
 
 def test_a_wrong_gramian_is_seen(monkeypatch):
-    """By a millionth, in one parameter: the weight of one output's bias."""
+    """A change of 1e-6 in one bias is enough."""
 
     def loss(self, variables, image, label):
         variables = {"params": dict(variables["params"])}
@@ -83,7 +84,7 @@ METHODS = {method.name: method for method in (*aggregators.METHODS, *steps.METHO
 
 
 def test_no_method_is_forgotten():
-    """Every method that TorchJD has too has a row, in both tables of them together."""
+    """Every method that TorchJD also has is a row of some table."""
     compared = {
         row.name.split(",")[0]
         for row in checks()
@@ -112,7 +113,7 @@ def test_another_method_is_seen(name, changed):
 
 
 def test_another_state_is_seen():
-    """A hundred thousandth of a parameter of the moving average."""
+    """A change of 1e-5 in the decay of the moving average is enough."""
 
     def almost(m):
         return jaxjd.weighting.cr_mogm(
@@ -132,7 +133,7 @@ def test_other_random_numbers_are_seen():
 
     wrong = method._replace(draws=other)
     assert aggregators.method_difference("float64", method=wrong) > 0.1
-    with pytest.raises(RuntimeError, match="It drew 1 tensors"):
+    with pytest.raises(RuntimeError, match="TorchJD drew 1 tensors"):
         aggregators.method_difference("float64", method=method._replace(draws=None))
 
 

@@ -1,4 +1,4 @@
-"""Does TorchJD get its own weights from the solver of this library?"""
+"""TorchJD gets its own weights from this library's solver."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_any_number_of_rows_and_any_strides():
 
 
 def test_the_default_of_this_library_keeps_the_promise():
-    # One gradient a thousand times longer than the other, which it opposes.
+    # Two conflicting gradients, one about a thousand times longer than the other.
     J = torch.tensor([[1000.0, 0.0], [-1.0, 1.0]])
     update = UPGradWeighting(projector=JaxProjector())(J @ J.T) @ J
     assert (J @ update).min() < -0.1

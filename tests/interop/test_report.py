@@ -1,4 +1,4 @@
-"""Does `python -m interop` print what it measured, and exit as it should?"""
+"""`python -m interop` prints what it measured, with the right exit code."""
 
 import pytest
 

@@ -1,21 +1,21 @@
-"""How does a Jacobian-descent step cost no more than an SGD step?
+"""A step of Jacobian descent for about the price of a step of SGD.
 
-The parameters reach the losses through few operations, each of them linear in the
-parameter. Of one that is used in `y = op(p, a)` the gradient for an example follows
-from the other operand `a` and the cotangent `δ` of `y`, and hence all inner products of
-gradients and all weighted sums do. The story, in the order in which to read it:
+Parameters reach the losses through few operations, each of them linear in the
+parameter. If a parameter p is used in `y = op(p, a)`, the gradient of an example's loss
+follows from the other operand a and the cotangent δ of y. So do all inner products of
+gradients and all weighted sums of them. To read, in this order:
 
-- `_walk`: where in the function do parameters meet the example? `_node` is what a
-  parameter has become until then; `_rules` are the operations, in one common form.
+- `_walk`: finds where the function uses parameters. `_node` says what a parameter has
+  become until then; `_rules` brings each operation into one common form.
 - `_plan`: which uses of parameters belong together.
-- `_backward`: one forward and one backward pass leave `a` and `δ` behind.
+- `_backward`: one forward and one backward pass leave a and δ behind.
 - `_contraction`: inner products from the common form, in the cheaper of two ways.
-- `_groups`, with `_use`: products, rows and combinations of a group of parameters.
+- `_groups`, with `_use`: products, gradients and combinations of a group of parameters.
 - `_jacobian`: the Jacobian as the sum of its groups; `_chunks`: with bounded memory.
-- `_memory`: is it worth it, where the function returns all the losses at once?
+- `_memory`: whether this is worth it where the function returns all losses at once.
 - `_explain`: what was found and chosen, for people to read.
 
-`_jaxpr` is all that knows how JAX writes down a function.
+`_jaxpr` is the only file that knows how JAX writes down a function.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from jaxtyping import Array
 from jaxjd.engine.structured._backward import both_passes
 from jaxjd.engine.structured._chunks import StructuredChunks as StructuredChunks
 from jaxjd.engine.structured._contraction import Choice as Choice
-from jaxjd.engine.structured._explain import Explanation as Explanation
+from jaxjd.engine.structured._explain import Table as Table
 from jaxjd.engine.structured._explain import explain as explain
 from jaxjd.engine.structured._jacobian import Structured as Structured
 from jaxjd.engine.structured._memory import saves_memory as saves_memory
@@ -40,18 +40,16 @@ def structured(
 
     **Arguments:**
 
-    - `chunk_size`: of how many losses the activations may be in memory at once, but
-      always of one example; by default of all.
+    - `chunk_size`: the activations of how many losses may be in memory at once. Those
+      of one example always are. By default all.
 
-    **Returns:** the Jacobian, and what `LossFunction.all_outputs` returns: they come
-    from the forward pass that the Jacobian needs, so that it is made only once.
+    **Returns:** the Jacobian, and what `LossFunction.all_outputs` returns. It comes
+    from the forward pass that the Jacobian needs, which is so made only once.
     """
     inputs, function = list(inputs), plan.function
-    num_rows = (function.num_examples(inputs) or 1) * function.losses_per_call
-    if chunk_size is not None and chunk_size < num_rows and function.axes is not None:
-        jacobian = StructuredChunks(
-            inputs, function, plan.argnums, chunk_size, num_rows, plan
-        )
+    m = function.num_losses(inputs)
+    if chunk_size is not None and chunk_size < m and function.axes is not None:
+        jacobian = StructuredChunks(inputs, function, plan.argnums, chunk_size, plan)
         return jacobian, function.all_outputs(inputs)
     outputs, passes = both_passes(plan, inputs)
-    return Structured(inputs, passes, plan, plan.argnums, num_rows), outputs
+    return Structured(inputs, passes, plan, plan.argnums), outputs

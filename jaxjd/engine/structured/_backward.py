@@ -1,8 +1,8 @@
-"""What is computed once? The forward pass, and a backward pass per loss of an example.
+"""What is computed once: a forward pass, and a backward pass per loss of an example.
 
-The backward pass goes to the perturbations, not to the parameters: it yields the
-cotangents of activations, and the weight gradients that end an ordinary backward pass
-are never computed.
+The backward pass goes to the perturbations, not to the parameters. It yields the
+cotangents of activations. The weight gradients, which an ordinary backward pass also
+computes, are not formed.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxjd.engine.structured._plan import Plan, walked
+from jaxjd.engine.structured._plan import Plan, walk_through
 from jaxjd.engine.structured._walk import Walk, perturb
 
 
@@ -21,7 +21,8 @@ class Pass(NamedTuple):
 
     - `recorded`: the other operands of the uses, [*levels, m, *shape].
     - `cotangents`: per use those of the results, [k, *levels, m, *shape].
-    - `direct`: per parameter that is perturbed itself its gradients, [m, k, *shape].
+    - `direct`: for each parameter that is perturbed itself its gradients, [m, k,
+      *shape].
     """
 
     recorded: list[Array]
@@ -41,7 +42,9 @@ def both_passes(
         def outputs(perturbations, direct):
             walk = Walk(perturbations)
             perturbed = {n: perturb(inputs[n], direct[n]) for n in direct}
-            losses, others = walked(function, plan.argnums, inputs, perturbed, walk)
+            losses, others = walk_through(
+                function, plan.argnums, inputs, perturbed, walk
+            )
             flat = jnp.concatenate([x.astype(dtype).ravel() for x in losses])
             return flat, ((losses, others), walk.recorded)
 
@@ -52,13 +55,16 @@ def both_passes(
         flat, pullback, (values, recorded) = jax.vjp(
             outputs, zeros, direct, has_aux=True
         )
-        if num_losses == 1:  # Its axis is added below, where that moves nothing.
+        # The cotangents of the losses are rows of the identity. A single loss needs no
+        # axis for them; it is added below, where that moves nothing in memory.
+        if num_losses == 1:
             gradients = pullback(jnp.ones_like(flat))
         else:
             gradients = jax.vmap(pullback)(jnp.eye(num_losses, dtype=dtype))
         return values, Pass(recorded, *gradients)
 
-    # The axis of examples goes where a scan leaves it, so that nothing is moved.
+    # The axis of examples goes behind those of scans, where a scan under `vmap` leaves
+    # it, so that nothing is moved in memory.
     depths = [len(use.levels) + (num_losses > 1) for use in plan.uses]
     axes: Any = plan.recorded_depths, depths, 0
     out_axes = 0, Pass(*axes)

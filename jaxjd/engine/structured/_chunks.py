@@ -1,9 +1,8 @@
-"""The same, when the activations of all examples do not fit in memory?
+"""The structured Jacobian when the activations of all examples do not fit in memory.
 
 Then nothing is kept: the passes of a chunk of examples are made anew whenever their
-factors are needed. Pairs of chunks meet in `jax.lax.map`, the upper triangle only, so
-that with c chunks each example goes through (c + 1)/2 passes for the Gramian, and one
-more for a combination.
+factors are needed. With c chunks each example goes through (c + 1)/2 passes for the
+Gramian, and one more for a combination.
 """
 
 import dataclasses
@@ -11,63 +10,39 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from jaxjd._numerics import symmetric
+from jaxjd.engine._operator import Blocks
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured._backward import both_passes
-from jaxjd.engine.structured._jacobian import Structured
+from jaxjd.engine.structured._groups import Point
+from jaxjd.engine.structured._jacobian import StructuredOperator
 from jaxjd.engine.structured._plan import Plan
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs"],
-    meta_fields=["function", "argnums", "chunk_size", "num_rows", "plan"],
+    meta_fields=["function", "argnums", "chunk_size", "plan"],
 )
 @dataclasses.dataclass(frozen=True)
-class StructuredChunks(Chunked):
-    """As `Chunked`, but no rows are formed for the Gramian."""
+class StructuredChunks(StructuredOperator, Chunked):
+    """As `Chunked`, but no rows are formed for products of rows."""
 
     plan: Plan
 
-    @property
-    def method(self) -> str:
-        return "structured"
-
-    def gramian(self) -> Float[Array, "m m"]:
+    def points(self) -> Blocks[Point]:
         examples = self.function.num_examples(self.inputs)
         assert examples is not None
-        per_example = self.num_rows // examples
-        size = max(1, self.block_size() // per_example)
-        starts = jnp.arange(0, examples, size)
+        k = self.function.losses_per_call
+        size = max(1, self.block_size() // k)
 
-        def chunk(start: Int[Array, ""]) -> Structured:
-            # The last chunk is filled up with the last example, and cut off again.
-            indices = jnp.minimum(start + jnp.arange(size), examples - 1)
+        def at(start: Int[Array, ""]) -> Point:
+            # The last chunk is filled up with the last example.
+            places = start // k + jnp.arange(size, dtype=start.dtype)
+            indices = jnp.minimum(places, examples - 1)
             inputs = self._examples_at(indices)
             _, passes = both_passes(self.plan, inputs)
-            rows = size * per_example
-            return Structured(inputs, passes, self.plan, self.argnums, rows)
+            return Point(self.plan, inputs, passes, self.argnums, size * k)
 
-        def block_row(start: Int[Array, ""]) -> Float[Array, "b m"]:
-            left = chunk(start)
-            diagonal = left.products(left)
-
-            def block(other: Int[Array, ""]) -> Float[Array, "b b"]:
-                return jax.lax.switch(
-                    1 + jnp.sign(other - start),
-                    [
-                        lambda: jnp.zeros_like(diagonal),
-                        lambda: diagonal,
-                        lambda: left.products(chunk(other)),
-                    ],
-                )
-
-            blocks = jax.lax.map(block, starts)
-            return jnp.moveaxis(blocks, 0, 1).reshape(len(diagonal), -1)
-
-        upper = jax.lax.map(block_row, starts).reshape(
-            -1, len(starts) * size * per_example
-        )
-        return symmetric(upper[: self.num_rows, : self.num_rows])
+        return Blocks(self.num_rows, size * k, at)

@@ -1,12 +1,12 @@
-"""How do the uses of one parameter become inner products of its gradients?
+"""Inner products of the gradients of one parameter, from its uses.
 
 All uses of a parameter come in one form, `gradient[b, i, o] = Σ_t left[b, t, i] ·
-right[b, t, o]`, for each of m examples and k losses. Two ways lead to the products of
-the gradients of all pairs:
+right[b, t, o]`, for each of m examples and k losses. There are two ways to the inner
+products of all pairs of gradients:
 
-- by pairs: `Σ_b Σ_ts ⟨left_t, left_s⟩ ⟨right_t, right_s⟩`, over all pairs of positions
+- "pairs": `Σ_b Σ_ts ⟨left_t, left_s⟩ ⟨right_t, right_s⟩`, over all pairs of positions
   of all pairs of examples, without any gradient in memory;
-- by rows: form the gradients of this one parameter, and multiply them.
+- "rows": form the gradients of this one parameter, its rows of J, and multiply them.
 
 `choose` says which, from the shapes alone, unless the user does.
 """
@@ -28,13 +28,14 @@ Contraction = Literal["pairs", "rows"]
 Choice = Literal["auto", Contraction]
 
 # How many multiplications and additions a core does while it moves one byte to or from
-# memory. Of processors in use it is 5 to 20, and no choice that matters hangs on it.
+# memory. It is 5 to 20 for the processors in use, and no choice that matters depends on
+# it.
 FLOPS_PER_BYTE = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a contraction takes: floating-point operations, and bytes moved."""
+    """What a contraction costs: floating-point operations, and bytes moved."""
 
     flops: int
     bytes: int
@@ -53,8 +54,8 @@ class Cost:
 class Factors:
     """All uses of a parameter that have the same form, for m examples and k losses.
 
-    `left` is [m, b, t, i], or the integers [m, b, t] of one-hot rows. `right` is
-    [m, k, b, t, o].
+    `left` is [m, b, t, i]. If its rows are one-hot, it is the integers [m, b, t], and
+    `num_inputs` is i. `right` is [m, k, b, t, o].
     """
 
     left: Float[Array, "m b t i"] | Int[Array, "m b t"]
@@ -75,7 +76,7 @@ class Factors:
 
 
 def joined(uses: Sequence[Factors]) -> Factors:
-    """Several uses add up: more positions."""
+    """Several uses as one: their gradients add up, as over more positions."""
     if len(uses) == 1:
         return uses[0]
     return Factors(
@@ -96,11 +97,13 @@ def side_by_side(parameters: Sequence[Factors]) -> Factors:
 def costs(
     sizes: Sizes, num_examples: int, num_losses: int, one_hot: bool, itemsize: int = 4
 ) -> dict[Contraction, Cost]:
-    """What each way takes, for m examples of k losses each."""
+    """What each way costs, for m examples of k losses each."""
     b, t, i, o = sizes.b, sizes.t, sizes.i, sizes.o
     places, rows = num_examples * t, num_examples * num_losses
     pairs = (places**2, (rows * t) ** 2)
-    if one_hot:  # Comparing indices is no arithmetic, and neither is scattering.
+    # The left factor is the same for all losses of an example, hence m T positions of
+    # it, and m k T of the right one. All pairs of them are formed, and multiplied.
+    if one_hot:  # Comparing indices is not arithmetic, and neither is scattering.
         by_pairs = 2 * b * pairs[1] * (1 + o)
         form, read = rows * b * t * o, places
     else:
@@ -128,19 +131,20 @@ def choose(
     return min(of, key=lambda way: of[way].time)
 
 
-def rows(factors: Factors) -> Float[Array, "m k b i o"]:
+def gradients(factors: Factors) -> Float[Array, "m k b i o"]:
     """The gradients themselves, float32 or wider."""
     left, right = factors.left, factors.right
     if factors.one_hot:
         scatter = partial(jax.ops.segment_sum, num_segments=factors.num_inputs)
         scatter = jax.vmap(scatter, (0, 0))  # Blocks.
         scatter = jax.vmap(scatter, (0, None))  # Losses.
-        # Segments must not be negative: those would count from the end.
+        # A one-hot row without a one contributes nothing: it goes to a segment beyond
+        # the last. A negative one would count from the end.
         places = jnp.where(left < 0, factors.num_inputs, left)
         return jax.vmap(scatter)(right.astype(accumulation_dtype(right)), places)
     # An einsum would have its outputs in another order, and move them.
-    gradients = contract(left, right, ((2,), (3,)), ((0, 1), (0, 2)))
-    return jnp.moveaxis(gradients, 3, 1)
+    found = contract(left, right, ((2,), (3,)), ((0, 1), (0, 2)))
+    return jnp.moveaxis(found, 3, 1)
 
 
 def products_by_pairs(x: Factors, y: Factors) -> Float[Array, "mk nl"]:

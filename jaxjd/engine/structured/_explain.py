@@ -1,4 +1,4 @@
-"""What was found out about each parameter, and what will it cost?"""
+"""A table of how each parameter is treated, and what that costs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,16 +10,17 @@ from jaxjd.engine.structured._contraction import Cost
 from jaxjd.engine.structured._plan import Group, Plan
 from jaxjd.engine.structured._rules import Sizes
 
-# The gradient with respect to an operand of these is as large as the result: they need
-# no rule. A parameter that is perturbed in any other is a fallback.
+# The gradient with respect to an operand of these is as large as the result, so a rule
+# would save nothing. A parameter that is perturbed in any other equation is a fallback.
 ELEMENTWISE = {"add", "sub", "mul", "div", "add_any", "neg", "scan (carried)"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Entry:
     """One parameter: its rule, contraction and cost for all m losses.
 
-    `reason` is why no rule applies, if none does.
+    `reason` says why its rows of the Jacobian are formed where no rule applies, and is
+    empty where one does.
     """
 
     name: str
@@ -31,20 +32,17 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Explanation:
-    """A table, one row per parameter; `str` and `print` show it."""
+class Table:
+    """One entry per parameter; `str` and `print` show it."""
 
-    rows: tuple[Row, ...]
+    entries: tuple[Entry, ...]
 
     def __str__(self) -> str:
         table = [("parameter", "shape", "rule", "contraction", "MFLOP", "MB", "why")]
-        for row in self.rows:
-            flops, megabytes = row.cost.flops / 1e6, row.cost.bytes / 1e6
-            shape = "x".join(map(str, row.shape)) or "scalar"
-            costs = f"{flops:.3g}", f"{megabytes:.3g}"
-            table.append(
-                (row.name, shape, row.rule, row.contraction, *costs, row.reason)
-            )
+        for of in self.entries:
+            shape = "x".join(map(str, of.shape)) or "scalar"
+            costs = f"{of.cost.flops / 1e6:.3g}", f"{of.cost.bytes / 1e6:.3g}"
+            table.append((of.name, shape, of.rule, of.contraction, *costs, of.reason))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(x.ljust(n) for x, n in zip(line, widths, strict=True)).rstrip()
@@ -53,9 +51,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(
-    plan: Plan, inputs: Sequence[jax.Array], names: Sequence[str]
-) -> Explanation:
+def explain(plan: Plan, inputs: Sequence[jax.Array], names: Sequence[str]) -> Table:
     """Say for each parameter which rule it gets, and what its products will cost."""
     m = plan.function.num_examples(list(inputs)) or 1
     k = plan.function.losses_per_call
@@ -65,18 +61,18 @@ def explain(
         for group in groups
         for leaf in group.leaves
     }
-    rows = []
+    entries = []
     for leaf, name in zip(plan.argnums, names, strict=True):
         shape = inputs[leaf].shape
         if leaf not in by_leaf:
-            row = Row(name, shape, "unused", "none", Cost(0, 0))
+            entry = Entry(name, shape, "unused", "none", Cost(0, 0))
         else:
-            row = _row(plan, *by_leaf[leaf], leaf, name, shape, m, k)
-        rows.append(row)
-    return Explanation(tuple(rows))
+            entry = _entry(plan, *by_leaf[leaf], leaf, name, shape, m, k)
+        entries.append(entry)
+    return Table(tuple(entries))
 
 
-def _row(
+def _entry(
     plan: Plan,
     group: Group,
     together: Sequence[Group],
@@ -85,7 +81,7 @@ def _row(
     shape: tuple[int, ...],
     m: int,
     k: int,
-) -> Row:
+) -> Entry:
     uses = [plan.uses[n] for n in group.uses if leaf in plan.uses[n].node.leaves]
     rules = dict.fromkeys(use.eqn.primitive.name for use in uses)
     reasons = sorted(plan.direct.get(leaf, ()))
@@ -105,7 +101,8 @@ def _row(
         sizes = Sizes(blocks, positions, first.sizes.i, first.sizes.o)
         costs = _contraction.costs(sizes, m, k, first.one_hot)
         if group.uniform:
-            # As one with those that share its left factor; the cost is that of its own.
+            # The choice is for all parameters that share this left factor together,
+            # the cost is that of this one alone.
             firsts = [plan.uses[other.uses[0]] for other in together]
             outputs = sum(use.bilinear.sizes.o for use in firsts)
             joint = dataclasses.replace(sizes, o=outputs)
@@ -115,7 +112,7 @@ def _row(
     rules |= dict.fromkeys(reason for reason in reasons if reason in ELEMENTWISE)
     rules |= {"dense": None} if unruled else {}
     reason = f"no rule for it in {', '.join(unruled)}" if unruled else ""
-    return Row(name, shape, " + ".join(rules), way, cost, reason)
+    return Entry(name, shape, " + ".join(rules), way, cost, reason)
 
 
 def _positions(use) -> int:

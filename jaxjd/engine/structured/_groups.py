@@ -1,9 +1,10 @@
-"""How do the uses of a group of parameters become products, rows and combinations?"""
+"""Products, gradients and weighted sums for a group of parameters, from their uses."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxjd._numerics import accumulation_dtype
@@ -14,7 +15,8 @@ from jaxjd.engine.structured._contraction import Contraction, Factors
 from jaxjd.engine.structured._node import Input, Node, pullback
 from jaxjd.engine.structured._plan import Group, Plan, form
 
-# How much larger than its factors the rows of a parameter may be, to be kept.
+# Keep a parameter's rows only if they are at most this many times larger than its
+# factors.
 REUSED_PER_KEPT = 2
 
 
@@ -31,8 +33,20 @@ class Point(NamedTuple):
     num_rows: int
 
 
+def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
+    """Inner products of the gradients at one point with those at another.
+
+    Both are of the same plan, and of the same parameters.
+    """
+    dtype = accumulation_dtype(*[left.inputs[i] for i in left.leaves])
+    total = jnp.zeros((left.num_rows, right.num_rows), dtype)
+    for groups in left.plan.groups_of(left.leaves):
+        total += products(left, right, groups).astype(dtype)
+    return total
+
+
 def contraction(point: Point, groups: Sequence[Group]) -> Contraction:
-    """Which way the inner products of groups that share a left factor are computed."""
+    """How the inner products of groups that share a left factor are computed."""
     if not groups[0].uniform:
         return "rows"
     factors = _factors_of(point, groups)
@@ -52,17 +66,17 @@ def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array,
         y = x if right is left else [_blocks(right, groups)]
     else:
         (group,) = groups
-        x = list(rows(left, group).values())
-        y = x if right is left else list(rows(right, group).values())
+        x = list(gradients(left, group).values())
+        y = x if right is left else list(gradients(right, group).values())
     return _products.products(x, y)
 
 
-def rows(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
+def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
     """The gradients themselves, float32 or wider, per parameter."""
 
     def of_uses(same: Sequence[int]) -> Array:
         factors = _factors(point, same)
-        blocks = _contraction.rows(factors)
+        blocks = _contraction.gradients(factors)
         blocks = blocks.reshape(factors.num_rows, *blocks.shape[2:])
         use = point.plan.uses[same[0]]
         return jax.vmap(lambda block: _use.gradient(use, block))(blocks)
@@ -97,7 +111,7 @@ def combination(
             gradient = _use.gradient(use, outputs)
             combined |= _to_leaves(point, group, [gradient], {}, lambda pull: pull)
     else:
-        formed = rows(point, groups[0])
+        formed = gradients(point, groups[0])
         leaves = _products.combine(weights.ravel(), list(formed.values()))
         combined |= zip(formed, leaves, strict=True)
     return combined
@@ -140,17 +154,17 @@ def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
 
 def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
     """The rows of groups that share a left factor, the outputs of all together."""
-    blocks = _contraction.rows(_factors_of(point, groups))
+    blocks = _contraction.gradients(_factors_of(point, groups))
     return blocks.reshape(point.num_rows, *blocks.shape[2:])
 
 
 def _reuses_rows(point: Point, groups: Sequence[Group]) -> bool:
     """Whether to combine the rows that the Gramian has formed.
 
-    That reads each once, where a weight gradient takes as many operations as the rows
-    took. But until the weights are known the rows must be kept, so they must not be
-    much larger than what is kept anyway. Rows that the Gramian does not form, or has
-    formed in another computation, are formed anew.
+    That reads each row once, where a weight gradient takes as many operations as the
+    rows took. But the rows must then be kept until the weights are known, so they must
+    not be much larger than what is kept anyway. Under one `jit` XLA finds that they are
+    the same rows. If the Gramian comes from another computation, they are formed again.
     """
     uses = [n for group in groups for n in group.uses]
     if not uses or contraction(point, groups) == "pairs":

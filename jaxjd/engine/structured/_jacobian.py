@@ -1,6 +1,8 @@
-"""What is the structured Jacobian, and how is it multiplied?"""
+"""The structured Jacobian: how it is multiplied without its rows."""
 
+import abc
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -8,52 +10,75 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxjd._numerics import accumulation_dtype, symmetric
+from jaxjd.engine._operator import Blocks, Operator, products_by_blocks
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured import _groups
 from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._groups import Point
 from jaxjd.engine.structured._plan import Plan
 
+# A sum over the positive entries of a block, and likewise any other, takes a copy of
+# the block in memory.
+BLOCKS_PER_PARAMETER = 4
+
+
+class StructuredOperator(Operator):
+    """An operator whose products with another of the same plan need no rows.
+
+    `argnums` are the positions of the differentiated parameters among the inputs.
+    """
+
+    method = "structured"
+    plan: Plan
+    argnums: tuple[int, ...]
+
+    @abc.abstractmethod
+    def points(self) -> Blocks[Point]:
+        """What the passes leave, for a block of rows at a time."""
+
+    def products(self, other: Operator) -> Float[Array, "m k"]:
+        if not isinstance(other, StructuredOperator) or (
+            (self.plan, self.argnums) != (other.plan, other.argnums)
+        ):
+            return super().products(other)
+        left = self.points()
+        right = left if other is self else other.points()
+        return products_by_blocks(left, right, _groups.all_products)
+
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs", "passes"],
-    meta_fields=["plan", "argnums", "num_rows"],
+    meta_fields=["plan", "argnums"],
 )
 @dataclasses.dataclass(frozen=True)
-class Structured:
+class Structured(StructuredOperator):
     """What the forward and the backward pass have left, and nothing contracted yet.
 
     The arrays are as large as the activations that weights are applied to, and as
-    their cotangents. `argnums` are the positions in `inputs` of the parameters.
+    their cotangents.
     """
 
+    forms_parameters_apart = True
     inputs: list[Array]
     passes: Pass
     plan: Plan
     argnums: tuple[int, ...]
-    num_rows: int
 
     @property
-    def method(self) -> str:
-        return "structured"
+    def num_rows(self) -> int:
+        return self.plan.function.num_losses(self.inputs)
+
+    @property
+    def dtypes(self) -> list[jnp.dtype]:
+        return [self.inputs[i].dtype for i in self.argnums]
 
     def rows(self) -> list[Array]:
-        found: dict[int, Array] = {}
-        for groups in self.plan.groups_of(self.argnums):
-            for group in groups:
-                found |= _groups.rows(self._point, group)
-        dtypes = [self.inputs[i].dtype for i in self.argnums]
-        return [
-            found[i].astype(dtype)
-            if i in found
-            else jnp.zeros((self.num_rows, *self.inputs[i].shape), dtype)
-            for i, dtype in zip(self.argnums, dtypes, strict=True)
-        ]
+        return self._rows_of(self._point)
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
-        k = self._losses_per_example
+        # As if each row had an example of its own, with this one loss.
+        k = self.plan.function.losses_per_call
         example, loss = indices // k, indices % k
 
         def taken(cotangent, depth):
@@ -70,27 +95,20 @@ class Structured:
             [taken(x, depth) for x, depth in zip(cotangents, depths, strict=True)],
             {n: x[example, loss][:, None] for n, x in direct.items()},
         )
-        return dataclasses.replace(self, passes=passes, num_rows=len(indices)).rows()
+        return self._rows_of(self._point._replace(passes=passes, num_rows=len(indices)))
 
     def block_size(self) -> int:
-        return self.num_rows
+        """Few enough to take, with copies, no more memory than those of a parameter."""
+        sizes = [self.inputs[i].size for i in self.argnums]
+        num_blocks = BLOCKS_PER_PARAMETER * sum(sizes) // max(*sizes, 1)
+        return math.ceil(self.num_rows / max(num_blocks, 1))
 
-    def gramian(self) -> Float[Array, "m m"]:
-        return symmetric(self.products(self))
-
-    def products(self, other: "Structured") -> Float[Array, "a b"]:
-        """Inner products with the rows of the same function for other examples."""
-        dtype = accumulation_dtype(*[self.inputs[i] for i in self.argnums])
-        total = jnp.zeros((self.num_rows, other.num_rows), dtype)
-        left = self._point
-        right = left if other is self else other._point
-        for groups in self.plan.groups_of(self.argnums):
-            total += _groups.products(left, right, groups).astype(dtype)
-        return total
+    def points(self) -> Blocks[Point]:
+        return Blocks(self.num_rows, self.num_rows, lambda _: self._point)
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         """One weighted weight gradient per use of a parameter, no backward pass."""
-        weights = weights.reshape(-1, self._losses_per_example)
+        weights = weights.reshape(-1, self.plan.function.losses_per_call)
         found: dict[int, Array] = {}
         for groups in self.plan.groups_of(self.argnums):
             found |= _groups.combination(self._point, groups, weights)
@@ -102,15 +120,22 @@ class Structured:
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         function = self.plan.function
-        chunked = Chunked(self.inputs, function, self.argnums, None, self.num_rows)
-        return chunked.jvp(tangents)
+        return Chunked(self.inputs, function, self.argnums, None).jvp(tangents)
 
     def restrict(self, kept: Sequence[int]) -> "Structured":
         return dataclasses.replace(self, argnums=tuple(self.argnums[i] for i in kept))
 
-    @property
-    def _losses_per_example(self) -> int:
-        return self.num_rows // (self.plan.function.num_examples(self.inputs) or 1)
+    def _rows_of(self, point: Point) -> list[Array]:
+        found: dict[int, Array] = {}
+        for groups in self.plan.groups_of(self.argnums):
+            for group in groups:
+                found |= _groups.gradients(point, group)
+        return [
+            found[i].astype(dtype)
+            if i in found
+            else jnp.zeros((point.num_rows, *self.inputs[i].shape), dtype)
+            for i, dtype in zip(self.argnums, self.dtypes, strict=True)
+        ]
 
     @property
     def _point(self) -> Point:

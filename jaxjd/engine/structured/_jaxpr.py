@@ -1,7 +1,7 @@
-"""What do we need to know of JAX's internals?
+"""What must be known of JAX's internals.
 
-This file alone looks inside equations of a jaxpr whose parameters differ between
-versions of JAX, and it goes no deeper than `jax.extend.core`.
+Only this file looks at parameters of equations that differ between versions of JAX. It
+uses nothing below `jax.extend.core`.
 """
 
 import math
@@ -24,8 +24,8 @@ def is_literal(variable: Any) -> bool:
 def evaluate(jaxpr: Any, eqn: Any, operands: Sequence[Any]) -> list[Array]:
     """One equation of a jaxpr, applied to values for all its operands.
 
-    As a jaxpr of this one equation, so that JAX itself knows how its primitive is
-    bound: primitives with custom derivatives take functions that are not operands.
+    It is evaluated as a jaxpr of this one equation, because only JAX knows how to bind
+    each primitive: those with custom derivatives take functions besides operands.
     """
     values = {
         variable: value

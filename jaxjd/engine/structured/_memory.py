@@ -1,4 +1,4 @@
-"""Does a function that returns all its losses need less memory without rows?"""
+"""Whether a function that returns all its losses needs less memory without rows."""
 
 import math
 
@@ -6,11 +6,11 @@ from jaxjd.engine.structured._plan import Plan
 
 
 def saves_memory(plan: Plan) -> bool:
-    """Whether what is kept per loss is less than a row of the Jacobian.
+    """Whether what is kept per loss is smaller than a row of the Jacobian.
 
-    Kept are the cotangents of all activations that weights are applied to, and the rows
-    of one group of parameters at a time. Whether that is less hangs on the batch: the
-    activations of a large one outgrow the parameters.
+    The structured method keeps the cotangents of all activations that weights are
+    applied to, and the rows of one group of parameters at a time. Whether that is less
+    depends on the batch: the activations of a large one outgrow the parameters.
     """
     avals = (*plan.function.jaxpr.constvars, *plan.function.jaxpr.invars)
     sizes = {leaf: avals[leaf].aval.size for leaf in plan.argnums}

@@ -1,8 +1,10 @@
-"""Which function of the parameters is a value that no example has touched?
+"""Values that are the same for all examples, as functions of the inputs.
 
-Weights are cast, reshaped, normalised before they meet an example. A `Node` is such a
-value, symbolically: it can be evaluated and differentiated again later, outside the
-loops and the batch of examples in which it was found.
+Weights are cast, reshaped or normalised before they act on an example. A `Node` is the
+result of that, kept as an expression: it can be evaluated and differentiated later,
+outside of the loops and of the batch of examples in which it was found. The gradient of
+a use is a gradient with respect to a node. From there it is pulled back to the
+parameters (`pullback`).
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ from jaxjd.engine.structured import _jaxpr
 
 
 class Level(NamedTuple):
-    """A `scan` that encloses a value: how many enclose it, and how often it repeats."""
+    """A `scan` around a value: how many scans are around it, and its length."""
 
     depth: int
     length: int
@@ -28,10 +30,13 @@ class Node:
     """A value that depends on inputs shared by all examples.
 
     - `leaves`: the positions, among the inputs of the function, of the parameters
-      through which it can be differentiated. None: a constant.
-    - `levels`: the scans that it is a slice of. Its value has one leading axis each.
+      through which it can be differentiated. Empty for a constant.
+    - `levels`: the scans by which it is sliced. In the body of a scan over stacked
+      layers, the weights of one layer are a slice of a parameter. The node stands for
+      all slices together, so its value has one leading axis for each level.
     - `key`: equal for nodes of equal value.
-    - `isometry`: the one node whose entries it holds in another order, type or sign.
+    - `isometry`: the one node of which it holds the same entries, in another order,
+      type or sign. Inner products of gradients are then the same for both.
     """
 
     leaves: frozenset[int]
@@ -78,7 +83,8 @@ class Slice(Node):
 
     def evaluate(self, inputs, memo):
         assert self.isometry is not None
-        # The sliced axis is the innermost level, hence stands where it belongs.
+        # The sliced axis comes behind those of the scans further out, as the axis of
+        # the innermost level must.
         return self.isometry.value(inputs, memo)
 
 
@@ -93,7 +99,8 @@ class Result(Node):
         def apply(*operands):
             return _jaxpr.evaluate(self.jaxpr, self.eqn, operands)[self.index]
 
-        # Innermost level first: the function that maps over it is inside the others.
+        # The equation was found for one slice. It is mapped over all of them, over the
+        # innermost level first, because its axis is the last.
         for level in reversed(self.levels):
             axes = tuple(0 if level in node.levels else None for node in self.operands)
             apply = jax.vmap(apply, axes)
@@ -106,7 +113,7 @@ def input_node(position: int, is_parameter: bool) -> Node:
 
 
 def constant_node(array: Any) -> Node:
-    # The array stays alive with the node, so that its id stays its own.
+    # The node keeps the array alive, so that no other array can get the same id.
     return Constant(frozenset(), (), ("constant", id(array)), array=array)
 
 

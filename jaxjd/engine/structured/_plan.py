@@ -1,9 +1,10 @@
-"""Which parameters belong together, and which contraction may each group have?
+"""Which uses belong together, and how each group of them may be contracted.
 
-A walk finds the uses of parameters. Their gradients add up before any inner product, so
-uses are grouped by the parameters that they lead to. A group whose uses all have the
-same form is contracted in this form, together with those that share its left factor; of
-any other the gradients of its parameters are formed, of these only.
+A walk finds the uses of parameters. The gradients of all uses of a parameter add up
+before any inner product, so uses are grouped by the parameters that they lead to. A
+group whose uses all have the same form is contracted in this form, together with the
+groups that share its left factor. For any other group the gradients of its parameters
+are formed.
 """
 
 import dataclasses
@@ -20,15 +21,15 @@ from jaxjd.engine.structured._walk import Use, Value, Walk, explore
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Parameters that are linked by a use, mostly one.
+    """Parameters that are linked by a use: nearly always a single one.
 
     - `leaves`: positions of parameters among the inputs.
     - `uses`: positions among the uses of the plan.
-    - `uniform`: whether all gradients are sums of uses in the same form, whose inner
-      products are those of the gradients. There is one parameter then.
-    - `choice`: the contraction that the user wants of a uniform group.
-    - `left`: equal for uniform groups that are contracted together: their left factors
-      and their choices are equal.
+    - `uniform`: whether all uses have the same form, and the inner products in it are
+      those of the gradients. There is one parameter then.
+    - `choice`: the contraction that the user wants for a uniform group.
+    - `left`: equal for uniform groups that are contracted together, because their left
+      factors and their choices are equal.
     """
 
     leaves: tuple[int, ...]
@@ -40,9 +41,9 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """What is known of a function before any number is: static under `jit`.
+    """What is known of a function before its inputs are: static under `jit`.
 
-    - `choices`: per parameter the contraction that the user wants.
+    - `choices`: for each parameter the contraction that the user wants.
     - `direct`: for each parameter that is perturbed itself, in which primitives.
     """
 
@@ -81,7 +82,7 @@ class Plan:
         return list(together.values())
 
 
-def walked(
+def walk_through(
     function: LossFunction,
     argnums: Sequence[int],
     inputs: Sequence[Any],
@@ -92,14 +93,16 @@ def walked(
     values = []
     for position, array in enumerate(inputs):
         is_parameter = position in argnums
-        # Of a function of all losses, all that is no parameter is the one example.
+        # For a function of all losses, everything but the parameters is one example.
         shared = function.axes is not None and function.axes[position] is None
         node = None
         if is_parameter or shared:
             node = _node.input_node(position, is_parameter)
         values.append(Value(array, node, perturbed.get(position, array)))
     outputs = walk.run(function.jaxpr, values)
-    losses = [walk.taken(v, "a loss") for v in outputs[: function.num_loss_leaves]]
+    losses = [
+        walk.perturbed_array(v, "a loss") for v in outputs[: function.num_loss_leaves]
+    ]
     return losses, [v.array for v in outputs[function.num_loss_leaves :]]
 
 
@@ -108,7 +111,7 @@ def plan(
     argnums: Sequence[int],
     choices: Sequence[Choice] | None = None,
 ) -> Plan:
-    """Find the uses, by a walk on abstract values.
+    """Find the uses of parameters, by a walk on abstract values.
 
     **Arguments:**
 
@@ -120,7 +123,7 @@ def plan(
     avals = [v.aval for v in (*function.jaxpr.constvars, *function.jaxpr.invars)]
     inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     uses, _, found_direct = explore(
-        lambda walk, *args: walked(function, argnums, args, {}, walk), (), *inputs
+        lambda walk, *args: walk_through(function, argnums, args, {}, walk), (), *inputs
     )
     direct = {leaf: frozenset(reasons) for leaf, reasons in found_direct.items()}
     choice_of = dict(zip(argnums, choices, strict=True))

@@ -1,13 +1,17 @@
-"""Which primitives are linear in a parameter, and what is then its gradient?
+"""The primitives that are linear in a parameter, and what its gradient then is.
 
-Where a parameter `p` meets the value `a` of one example in `y = op(p, a)`, and `δ` is
-the cotangent of `y`, each rule brings the gradient of `p` into one and the same form,
+In `y = op(p, a)` let p be a parameter, a a value of one example, and δ the cotangent of
+y. Each rule brings the gradient of p, which is `opᵀ(a, δ)`, into one and the same form,
 
     gradient[b, i, o] = Σ_t left(a)[b, t, i] · right(δ)[b, t, o]
 
-where `t` counts positions (of a sequence, an image), `i` what goes in, `o` what comes
-out, and `b` independent blocks (heads, groups of channels, experts). A new primitive is
-one function here, and one line in `RULES`.
+where t counts positions (of a sequence, an image), i what goes in, o what comes out,
+and b independent blocks (heads, groups of channels, experts). For a dense layer,
+`y[t, o] = Σ_i a[t, i] p[i, o]`, left and right are the identity and b is 1.
+
+`left` and `right` only move entries, or repeat those of a. So a rule is exact, and its
+form is all that a contraction needs to know. A new primitive is one function here, and
+one line in `RULES`.
 """
 
 import dataclasses
@@ -35,7 +39,11 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How `gradient[b, i, o]` becomes an array like the parameter."""
+    """How `gradient[b, i, o]` becomes an array like the parameter.
+
+    Split b, i and o into the axes that they consist of, permute these, and join those
+    that are one axis of the parameter.
+    """
 
     split: tuple[int, ...]
     permutation: tuple[int, ...]
@@ -50,9 +58,10 @@ class Layout:
 class Bilinear:
     """One use of a parameter, in the common form.
 
-    `left` takes the operands of the equation beside the parameter. With `one_hot` it
-    returns integers [b, t], the positions `i` of the ones in rows of zeros; those
-    outside of 0..i-1 stand for rows without a one.
+    `left` takes the operands of the equation beside the parameter. With `one_hot`, row
+    t of the left factor is zero but for a single one: a lookup is a product with such
+    rows. Then `left` returns integers [b, t], the positions of the ones; those outside
+    of 0..i-1 stand for rows without a one.
 
     `reading` is equal for uses whose `left` does the same to the same operands: for the
     gates of a recurrent cell, and queries, keys and values. None: not to be compared.
@@ -79,6 +88,11 @@ def rule(eqn: Any, parameter: int) -> Bilinear | None:
 
 
 def dot_general(eqn: Any, parameter: int) -> Bilinear | None:
+    """`y[b, t, o] = Σ_i a[b, t, i] p[b, i, o]`, each letter any number of axes.
+
+    b are the batch axes, i the contracted ones, t those that only a has, and o those
+    that only p has. The gradient is `Σ_t a[b, t, i] δ[b, t, o]`.
+    """
     (contracting, batch) = eqn.params["dimension_numbers"]
     other = 1 - parameter
     p, a = eqn.invars[parameter].aval, eqn.invars[other].aval
@@ -106,6 +120,11 @@ def dot_general(eqn: Any, parameter: int) -> Bilinear | None:
 
 
 def conv_general_dilated(eqn: Any, parameter: int) -> Bilinear | None:
+    """A dense layer on windows: t are the positions of y, i the entries of a window.
+
+    `y[t, o] = Σ_i window(a)[t, i] p[i, o]`, where i is a place in the window and an
+    input channel. The groups of channels are the blocks b.
+    """
     params = eqn.params
     if parameter != 1 or params["batch_group_count"] != 1:
         return None
@@ -126,6 +145,8 @@ def conv_general_dilated(eqn: Any, parameter: int) -> Bilinear | None:
         """For each position of the result the window of `a` that it sees."""
         if not sizes.t:  # The window does not fit even once. It cannot be sliced.
             return jnp.zeros((groups, 0, sizes.i), a.dtype)
+        # Channels last. Then holes between the entries (`lhs_dilation`), and a margin
+        # around them, which is negative where `padding` crops.
         a = a.transpose(a_spec[0], *a_spec[2:], a_spec[1])
         holes = [dilation - 1 for dilation in params["lhs_dilation"]]
         padding = [
@@ -137,6 +158,7 @@ def conv_general_dilated(eqn: Any, parameter: int) -> Bilinear | None:
         strides = params["window_strides"]
 
         def shifted(offset):
+            """What all windows see at one place in them: a strided slice."""
             start = [n * d for n, d in zip(offset, params["rhs_dilation"], strict=True)]
             limit = [
                 first + (n - 1) * stride + 1
@@ -150,14 +172,17 @@ def conv_general_dilated(eqn: Any, parameter: int) -> Bilinear | None:
             )
             return window.reshape(sizes.t, groups, channels)
 
+        # [t, groups, places in the window, channels of a group]
         patches = jnp.stack([shifted(offset) for offset in np.ndindex(*window)], 2)
         return patches.reshape(sizes.t, groups, sizes.i).swapaxes(0, 1)
 
     def right(cotangent):
+        # The output channels of a group lie side by side.
         cotangent = cotangent.transpose(y_spec[0], *y_spec[2:], y_spec[1])
         return cotangent.reshape(sizes.t, groups, sizes.o).swapaxes(0, 1)
 
-    # The axis of the kernel's output channels is one of groups and of `o` in them.
+    # i is the places in the window and the channels of a group, in this order, and the
+    # kernel's axis of output channels consists of b and o.
     split = (groups, *window, channels, out // groups)
     order = {kernel_spec[0]: (0, len(split) - 1), kernel_spec[1]: (len(split) - 2,)}
     order |= {axis: (1 + n,) for n, axis in enumerate(kernel_spec[2:])}
@@ -167,7 +192,11 @@ def conv_general_dilated(eqn: Any, parameter: int) -> Bilinear | None:
 
 
 def gather(eqn: Any, parameter: int) -> Bilinear | None:
-    """Indexing that takes whole slices, such as the lookup in an embedding."""
+    """Indexing that takes whole slices, such as the lookup in an embedding.
+
+    `y[t, o] = p[index[t], o]`: o are the axes that are taken whole, i the indexed ones
+    in row-major order, and t the places that are looked up.
+    """
     numbers, slice_sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     p = eqn.invars[0].aval
     indexed = tuple(numbers.start_index_map)
@@ -203,6 +232,7 @@ def gather(eqn: Any, parameter: int) -> Bilinear | None:
 
 
 def dynamic_slice(eqn: Any, parameter: int) -> Bilinear | None:
+    """A lookup of all places in the window, along the axes that it does not span."""
     if parameter != 0:
         return None
     p, window = eqn.invars[0].aval, eqn.params["slice_sizes"]
@@ -213,6 +243,7 @@ def dynamic_slice(eqn: Any, parameter: int) -> Bilinear | None:
     sizes = Sizes(1, math.prod(lengths), math.prod(limits), _size(p, kept))
 
     def left(*starts):
+        # A window that would not fit is moved until it does, by definition.
         places = [
             jnp.clip(_int32(starts[axis], p.shape[axis]), 0, p.shape[axis] - n)
             + jnp.arange(n, dtype=jnp.int32)
@@ -237,16 +268,18 @@ RULES: dict[str, Callable[[Any, int], Bilinear | None]] = {
 
 
 def _rest(ndim: int, *taken: Sequence[int]) -> tuple[int, ...]:
+    """The other axes, in ascending order."""
     gone = {axis for axes in taken for axis in axes}
     return tuple(axis for axis in range(ndim) if axis not in gone)
 
 
 def _size(aval: Any, axes: Sequence[int]) -> int:
+    """The number of entries along these axes together."""
     return math.prod(aval.shape[axis] for axis in axes)
 
 
 def _layout(p: Any, axes: Sequence[int]) -> Layout:
-    """The gradient has the axes of the parameter in the order `axes`."""
+    """For a gradient with the axes of the parameter in the order `axes`."""
     split = tuple(p.shape[axis] for axis in axes)
     return Layout(split, tuple(int(axis) for axis in np.argsort(axes)), p.shape)
 

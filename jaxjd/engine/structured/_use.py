@@ -1,6 +1,6 @@
-"""What does one use of a parameter contribute to its gradients?
+"""What one use of a parameter contributes to its gradients.
 
-The rules speak of one example and one iteration of a loop. Here their common form gets
+The rules are about one example and one iteration of a loop. Here their common form gets
 the axes of examples, of losses, and of the scans around the use.
 """
 
@@ -30,10 +30,11 @@ def factors(use: Use, recorded: Sequence[Array], cotangent: Array) -> Factors:
 
 
 def arranged(use: Use, array: Array, first: int) -> Array:
-    """Examples to the front, and levels, from axis `first`, to the common form.
+    """Bring the examples to the front, and the levels into the common form.
 
-    A scan that slices the parameter makes more blocks of it; one that uses the same
-    parameter again makes more positions.
+    The levels are the axes from `first` on, the examples the next. A scan that slices
+    the parameter (stacked layers) makes more blocks b of it. One that uses the same
+    parameter again and again (a recurrent layer) makes more positions t.
     """
     end = first + len(use.levels)
     sliced = [n for n in range(first, end) if use.levels[n - first] in use.node.levels]
@@ -48,7 +49,7 @@ def arranged(use: Use, array: Array, first: int) -> Array:
 
 
 def gradient(use: Use, blocks: Array) -> Array:
-    """From `[b, i, o]` with blocks of all levels to an array like the node's value."""
+    """An array like the node's value from `[b, i, o]` with the blocks of all levels."""
     lengths = [level.length for level in use.node.levels]
     sizes = use.bilinear.sizes
     split = blocks.reshape(*lengths, sizes.b, sizes.i, sizes.o)
@@ -63,8 +64,9 @@ def weighted_gradient(
 ) -> Array:
     """The sum over examples of the gradients of one use, like the node's value.
 
-    `cotangent` is [*levels, m, *shape], weighted and summed over losses. The transpose
-    of the equation itself does this best, be it a matrix product or a convolution.
+    `cotangent` is [*levels, m, *shape], weighted and summed over losses. It goes
+    through the transpose of the equation itself: for a convolution that is much faster
+    than the common form.
     """
 
     def apply(node, *others):
@@ -73,7 +75,8 @@ def weighted_gradient(
         (result,) = _jaxpr.evaluate(use.jaxpr, use.eqn, operands)
         return result
 
-    for level in (None, *reversed(use.levels)):  # None: examples.
+    # The examples are mapped first (None is not a level), since their axis is the last.
+    for level in (None, *reversed(use.levels)):
         axes = (0 if level in use.node.levels else None, *[0] * len(recorded))
         apply = jax.vmap(apply, axes)
     zero = jnp.zeros(shape.shape, shape.dtype)

@@ -1,14 +1,30 @@
-"""Where in the function do parameters meet the example?
+"""Walk through the function of one example, and find where it uses parameters.
 
-A `Walk` evaluates the jaxpr of one example and tells two kinds of values apart: those
-that no example has touched (they have a `Node`; the parameters, and what is computed
-from them alone, are among these), and those of the example. Where the two meet in an
-equation that has a rule, a zero perturbation is added to the result, whose cotangent is
-the `δ` of the rule, and the other operands are recorded. Where they meet in any other
-equation, that equation gets a copy of the parameter that is perturbed itself: the
-cotangent of this perturbation is the gradient of one example, exact whatever the
-equation is. If it was computed with an equation that has a rule, as a recurrent layer's
-first step is from a state of zeros, then that equation's result is perturbed instead.
+A walk evaluates a jaxpr, equation by equation, and tells two kinds of values apart:
+
+- shared values, which are the same for all examples: parameters, constants, and what is
+  computed from them alone. These have a `Node`, which says how to compute them again;
+- values of the example, which have none.
+
+An equation with both kinds among its operands is where a parameter acts on an example.
+Let it be `y = op(p, a)`, with p a parameter (or computed from parameters) and a of the
+example. There are two ways to get the gradient of p:
+
+- The equation has a rule, so it is linear in p. The walk computes `y + ε` instead, with
+  a perturbation ε = 0 that is an argument of the walk. The loss depends on ε as it does
+  on y, so its gradient with respect to ε is `δ = ∂loss/∂y`, the cotangent of y. By the
+  chain rule the gradient of p through this equation is `opᵀ(a, δ)`, where opᵀ is the
+  transpose of op(·, a). The walk records a. This is a `Use`.
+- The equation has no rule. Then the parameter itself is perturbed, `p + ε`, in this
+  equation and in all others without a rule. The gradient with respect to this ε is that
+  of the example, exact whatever the equations are, but as large as p. These parameters
+  are called direct.
+
+Each path from a parameter to the loss leads through exactly one perturbation, so the
+gradients of all uses and the direct one add up to the whole gradient.
+
+A walk is taken twice. The first one, on abstract values, finds the uses, hence the
+shapes of the perturbations. The second one is differentiated with respect to them.
 """
 
 import dataclasses
@@ -26,7 +42,11 @@ from jaxjd.engine.structured._rules import Bilinear, rule
 
 
 class Origin(NamedTuple):
-    """An equation, its operands, and which of its results a value is."""
+    """How a shared value was computed: an equation, its operands, which result it is.
+
+    An equation without a rule needs the value for perturbed parameters. It is computed
+    from here, when it turns out to be needed.
+    """
 
     jaxpr: Any
     eqn: Any
@@ -36,10 +56,14 @@ class Origin(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Value:
-    """A value in the walk.
+    """A value in the walk. It is hashed by identity.
 
-    `node` is None for values of the example. Of the others, `origin` is how they were
-    computed; where that is None, `perturbed` is the value for perturbed parameters.
+    - `array`: the value itself, for parameters that are not perturbed.
+    - `node`: which function of the inputs it is, if it is shared; None if it is of the
+      example. All perturbations of the latter are in `array` already.
+    - `perturbed`: a shared value for perturbed parameters, if `origin` is None: an
+      input of the function or of a loop's body.
+    - `origin`: how any other shared value was computed.
     """
 
     array: Any
@@ -55,12 +79,12 @@ class Value:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
-    """A parameter, as `node`, meets the example in an equation that has a rule.
+    """A parameter, as `node`, acts on the example in an equation that has a rule.
 
     - `operand`: which operand of the equation the parameter is.
     - `others`: where the other operands are among the recorded ones.
     - `levels`: the scans around the equation. Recorded operands and cotangents have one
-      leading axis for each.
+      leading axis for each: an iteration is a use of its own, with its own a and δ.
     - `perturbation`: shape, with the axes of `levels`, and dtype of the result.
     """
 
@@ -87,14 +111,14 @@ def _perturb_jvp(primals, tangents):
 
 
 class Walk:
-    """One evaluation of a jaxpr.
+    """One evaluation of a jaxpr, and all that it finds.
 
     `perturbations` holds one array for each use, in the order in which they are found.
-    Without it, this is a first walk, to find them.
+    Without it, this is a first walk. `levels` are the scans around the jaxpr.
 
     Afterwards, `uses` are the uses; `recorded` their other operands, each once however
-    many uses share it; and `direct` says for each parameter whose perturbed copy was
-    needed, in which primitives.
+    many uses share it; and `direct` says for each parameter that must be perturbed
+    itself in which primitives.
     """
 
     def __init__(
@@ -107,7 +131,9 @@ class Walk:
         self.uses: list[Use] = []
         self.recorded: list[Array] = []
         self.direct: dict[int, set[str]] = {}
-        self.copies: dict[Value, Array] = {}
+        # Shared values for perturbed parameters, each computed once per walk. A second
+        # copy would be perturbed by uses of its own.
+        self.perturbed_copies: dict[Value, Array] = {}
 
     def run(self, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
         """Evaluate a jaxpr on values for its constants, then its arguments."""
@@ -126,34 +152,40 @@ class Walk:
 
     def equation(self, jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
+        # A call is walked through even if all of its operands are shared: the nodes of
+        # its single equations say more than one of the whole call would.
         if name in _jaxpr.CALLS and any(value.has_gradient for value in operands):
             jaxpr, consts = _jaxpr.called(eqn)
             return self.run(jaxpr, [*map(constant, consts), *operands])
         if all(value.node is not None for value in operands):
-            return shared(jaxpr, eqn, operands)
+            return shared_equation(jaxpr, eqn, operands)
         if not any(value.has_gradient for value in operands):
             return example(_jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands]))
+        # Parameters and the example are operands of the same equation.
         if name == "scan":
             return self.scan(eqn, operands)
         if name == "cond":
             return self.cond(eqn, operands)
         if name in _jaxpr.REMAT:
             return self.remat(eqn, operands)
-        return self.meeting(jaxpr, eqn, operands)
+        return self.mixed_equation(jaxpr, eqn, operands)
 
-    def meeting(self, jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
-        """A parameter and the example are operands of the same equation."""
+    def mixed_equation(
+        self, jaxpr: Any, eqn: Any, operands: list[Value]
+    ) -> list[Value]:
+        """A parameter acts on the example in a primitive without a body."""
         if not any(_jaxpr.is_differentiable(v.aval) for v in eqn.outvars):
             return example(_jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands]))
-        result = self.ruled(jaxpr, eqn, operands)
+        result = self.apply_rule(jaxpr, eqn, operands)
         if result is not None:
             return example([result])
-        arrays = [self.taken(value, eqn.primitive.name) for value in operands]
+        arrays = [self.perturbed_array(v, eqn.primitive.name) for v in operands]
         return example(_jaxpr.evaluate(jaxpr, eqn, arrays))
 
-    def ruled(self, jaxpr: Any, eqn: Any, operands: list[Value]) -> Array | None:
+    def apply_rule(self, jaxpr: Any, eqn: Any, operands: list[Value]) -> Array | None:
         """The perturbed result of an equation, or None if no rule fits it."""
         places = [n for n, value in enumerate(operands) if value.has_gradient]
+        # With parameters in two places the result is not linear in them.
         bilinear = rule(eqn, places[0]) if len(places) == 1 else None
         if bilinear is None:
             return None
@@ -173,7 +205,7 @@ class Walk:
             bilinear,
             perturbation,
         )
-        (perturbation,) = self.found([use])
+        (perturbation,) = self.perturbations_of([use])
         return perturb(result, perturbation)
 
     def record(self, operand: Array) -> int:
@@ -184,53 +216,69 @@ class Walk:
         self.recorded.append(operand)
         return len(self.recorded) - 1
 
-    def found(self, uses: Sequence[Use]) -> list[Array]:
+    def perturbations_of(self, uses: Sequence[Use]) -> list[Array]:
         """Note uses, and return the perturbations of their results."""
         first = len(self.uses)
         self.uses.extend(uses)
         if self.perturbations is not None:
+            # The second walk meets the same uses in the same order as the first.
             return list(self.perturbations[first : len(self.uses)])
+        # `perturbation` has the axes of all scans around the use. In the body of a scan
+        # they are gone already: an iteration sees its slice.
         depth = len(self.levels)
         return [
             jnp.zeros(use.perturbation.shape[depth:], use.perturbation.dtype)
             for use in uses
         ]
 
-    def taken(self, value: Value, reason: str) -> Array:
-        """The array of a value, perturbed if it comes from parameters."""
+    def perturbed_array(self, value: Value, reason: str) -> Array:
+        """What an equation without a rule takes: computed from perturbed parameters."""
         if not value.has_gradient:
             return value.array
-        if value not in self.copies:
-            self.copies[value] = self.copy(value, reason)
-        return self.copies[value]
+        if value not in self.perturbed_copies:
+            self.perturbed_copies[value] = self.perturbed_copy(value, reason)
+        return self.perturbed_copies[value]
 
-    def copy(self, value: Value, reason: str) -> Array:
+    def perturbed_copy(self, value: Value, reason: str) -> Array:
         if value.origin is None:
             assert value.node is not None
             for leaf in value.node.leaves:
                 self.direct.setdefault(leaf, set()).add(reason)
             return value.perturbed
         jaxpr, eqn, operands, index = value.origin
-        result = self.ruled(jaxpr, eqn, operands)
+        # A parameter that a rule applies to need not be perturbed itself, although no
+        # example is in this equation: a recurrent layer's first step may be a product
+        # of its weights and a state of zeros.
+        result = self.apply_rule(jaxpr, eqn, operands)
         if result is not None:
             return result
-        arrays = [self.taken(value, reason) for value in operands]
+        arrays = [self.perturbed_array(operand, reason) for operand in operands]
         return _jaxpr.evaluate(jaxpr, eqn, arrays)[index]
 
-    def inside(
-        self, other: "Walk", values: Sequence[Value], reason: str
+    def leave_body(
+        self, body: "Walk", results: Sequence[Value], reason: str
     ) -> list[Array]:
-        """What a body returns, after the walk `other` through it."""
-        arrays = [other.taken(value, reason) for value in values]
-        for leaf, reasons in other.direct.items():
+        """What a body returns to this walk, after the walk through the body.
+
+        All of it is of the example then, so parameters among it are perturbed.
+        """
+        arrays = [body.perturbed_array(value, reason) for value in results]
+        for leaf, reasons in body.direct.items():
             self.direct.setdefault(leaf, set()).update(reasons)
         return arrays
 
     def scan(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        """The same scan of a body that also takes perturbations and returns records.
+
+        Perturbations are scanned, one slice for each iteration, so that the cotangents
+        of all iterations come out stacked; what is recorded is stacked likewise.
+        """
         num_consts, num_carry = _jaxpr.scan_operands(eqn)
         body, body_consts = _jaxpr.called(eqn)
         level = Level(len(self.levels), eqn.params["length"])
         levels = (*self.levels, level)
+        # Constants are the same values inside. They keep their nodes, so parameters
+        # among them (the weights of a recurrent layer) meet their rules there.
         consts = [*map(constant, body_consts), *operands[:num_consts]]
         init = operands[num_consts : num_consts + num_carry]
         scanned = operands[num_consts + num_carry :]
@@ -241,7 +289,7 @@ class Walk:
             for before, after in zip(carried_in, body.outvars[:num_carry], strict=True)
         ]
         first = [
-            self.taken(value, "scan (carried)") if changed else None
+            self.perturbed_array(value, "scan (carried)") if changed else None
             for value, changed in zip(init, changes, strict=True)
         ]
 
@@ -250,6 +298,9 @@ class Walk:
                 value if array is None else Value(array)
                 for value, array in zip(init, carry, strict=True)
             ]
+            # A slice of a parameter (the weights of one of the stacked layers) is an
+            # input of the body. Its node is the slice of the whole, and it comes in two
+            # versions, with and without the parameter's own perturbation.
             slices = [
                 Value(
                     array,
@@ -259,7 +310,7 @@ class Walk:
                 for value, (array, perturbed) in zip(scanned, slices, strict=True)
             ]
             results = walk.run(body, [*consts, *carry, *slices])
-            arrays = self.inside(
+            arrays = self.leave_body(
                 walk,
                 [
                     value if n >= num_carry or changes[n] else Value(None)
@@ -269,14 +320,16 @@ class Walk:
             )
             return arrays[:num_carry], (arrays[num_carry:], walk.recorded)
 
-        copies = [from_perturbed(value) for value in scanned]
+        copies = [recompute_perturbed(value) for value in scanned]
         slices = [
             (value.array, None if copy is value.array else copy)
             for value, copy in zip(scanned, copies, strict=True)
         ]
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), slices)
         findings = explore(step, levels, first, one)
-        perturbations = self.found(shifted(findings.uses, len(self.recorded)))
+        perturbations = self.perturbations_of(
+            shifted(findings.uses, len(self.recorded))
+        )
 
         def with_perturbations(carry, xs):
             return step(Walk(xs[1], levels), carry, xs[0])
@@ -297,12 +350,13 @@ class Walk:
         return [*unchanged, *example(stacked)]
 
     def cond(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        """The same branches, each with its own perturbations and records."""
         index, *operands = operands
         branches = [_jaxpr.opened(branch) for branch in eqn.params["branches"]]
 
         def branch(walk, jaxpr, consts):
             results = walk.run(jaxpr, [*map(constant, consts), *operands])
-            return self.inside(walk, results, "cond (returned)"), walk.recorded
+            return self.leave_body(walk, results, "cond (returned)"), walk.recorded
 
         findings = [
             explore(functools.partial(branch, jaxpr=jaxpr, consts=consts), self.levels)
@@ -310,7 +364,7 @@ class Walk:
         ]
         perturbations, first = [], len(self.recorded)
         for of_branch in findings:
-            perturbations.append(self.found(shifted(of_branch.uses, first)))
+            perturbations.append(self.perturbations_of(shifted(of_branch.uses, first)))
             first += len(of_branch.recorded)
 
         def one_of_all(n):
@@ -334,18 +388,22 @@ class Walk:
         return example(results)
 
     def remat(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        """The same body, rematerialised with its perturbations.
+
+        What it records is kept all the same, but nothing else of it is.
+        """
         jaxpr, consts = _jaxpr.called(eqn)
 
         def body(walk):
             results = walk.run(jaxpr, [*map(constant, consts), *operands])
-            return self.inside(walk, results, "remat (returned)"), walk.recorded
+            return self.leave_body(walk, results, "remat (returned)"), walk.recorded
 
         findings = explore(body, self.levels)
         results, recorded = jax.checkpoint(
             lambda perturbations: body(Walk(perturbations, self.levels)),
             prevent_cse=eqn.params["prevent_cse"],
             policy=eqn.params["policy"],
-        )(self.found(shifted(findings.uses, len(self.recorded))))
+        )(self.perturbations_of(shifted(findings.uses, len(self.recorded))))
         self.recorded.extend(recorded)
         return example(results)
 
@@ -393,7 +451,7 @@ def example(arrays: Sequence[Array]) -> list[Value]:
     return [Value(array) for array in arrays]
 
 
-def shared(jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
+def shared_equation(jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
     """An equation that no example touches."""
     nodes = _node.result_nodes(jaxpr, eqn, [v.node for v in operands if v.node])
     arrays = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
@@ -403,8 +461,12 @@ def shared(jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
     ]
 
 
-def from_perturbed(value: Value, memo: dict[Value, Array] | None = None) -> Array:
-    """A value, computed from perturbed parameters."""
+def recompute_perturbed(value: Value, memo: dict[Value, Array] | None = None) -> Array:
+    """A value for perturbed parameters, without any use being noted.
+
+    For what is scanned: whether its slices need the perturbation is seen in the body.
+    In a first walk, or where no parameter of it is direct, this is `value.array`.
+    """
     if not value.has_gradient:
         return value.array
     if value.origin is None:
@@ -412,7 +474,7 @@ def from_perturbed(value: Value, memo: dict[Value, Array] | None = None) -> Arra
     memo = {} if memo is None else memo
     if value not in memo:
         jaxpr, eqn, operands, index = value.origin
-        arrays = [from_perturbed(operand, memo) for operand in operands]
+        arrays = [recompute_perturbed(operand, memo) for operand in operands]
         unchanged = all(
             array is operand.array
             for array, operand in zip(arrays, operands, strict=True)

@@ -8,24 +8,20 @@ from jax.tree_util import keystr
 
 from jaxjd import engine
 from jaxjd.engine.structured import plan, structured
+from tests.xla import enable_x64
 
 NUM_EXAMPLES = 3
-# The code that is compiled runs once, so compiling is what takes time.
-QUICK = {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(autouse=True)
 def float64():
-    enable_x64 = getattr(jax, "enable_x64", None)  # jax.experimental's before 0.8.
-    if enable_x64 is None:
-        from jax.experimental import enable_x64
-    with enable_x64(True):
+    with enable_x64():
         yield
 
 
 def quickly(fun, *args):
     """Compile and run once."""
-    return jax.jit(fun).lower(*args).compile(QUICK)(*args)
+    return jax.jit(fun)(*args)
 
 
 def normal(*shape, seed=0):

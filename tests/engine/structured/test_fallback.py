@@ -79,7 +79,7 @@ def test_explanation():
     params = {"bias": normal(5), "dense": normal(4, 5), "limit": normal(5)}
     params |= {"odd": normal(5), "unused": normal(2)}
     found = explained(model, params, X[:, 0])
-    rules = {row.name: (row.rule, row.contraction) for row in found.rows}
+    rules = {of.name: (of.rule, of.contraction) for of in found.entries}
     assert rules["dense"][0] == "dot_general"
     assert rules["bias"] == ("add", "rows")
     assert rules["odd"] == ("mul", "rows")

@@ -1,5 +1,7 @@
 """Does the structured Jacobian do all that a Jacobian must, whole and by chunks?"""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -46,14 +48,20 @@ def chunked(chunk_size, params=PARAMS):
     return structured(plan(function, places[: len(params)]), inputs, chunk_size)
 
 
+@functools.cache  # Not of a wider scope, where float64 is not yet on.
+def both():
+    jacobian = quickly(lambda p: traced(fun, p, *EXAMPLES)[0], PARAMS)
+    return jacobian, quickly(lambda p: brute_force(fun, p, *EXAMPLES), PARAMS)
+
+
 @pytest.fixture
 def expected():
-    return quickly(lambda p: brute_force(fun, p, *EXAMPLES), PARAMS)
+    return both()[1]
 
 
 @pytest.fixture
 def jacobian():
-    return quickly(lambda p: traced(fun, p, *EXAMPLES)[0], PARAMS)
+    return both()[0]
 
 
 def gramian_of(rows):

@@ -1,8 +1,8 @@
-"""Does a function of one example ask for the statistics of a batch?
+"""What is known of Flax where its modules are called in ordinary functions.
 
 Batch normalisation in training mode computes its mean over the examples of a batch. A
 function of one example sees a batch of one: the normalised value is zero whatever the
-input, and no error tells. So the layer is looked for while the function is traced.
+input, without any error. So the layer is refused while the function is traced.
 """
 
 import contextlib

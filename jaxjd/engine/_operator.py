@@ -1,0 +1,143 @@
+"""The linear operator that every method is: what one can ask of a Jacobian J [m, n].
+
+Parameters come as a flat list of arrays, and each row of J as one such list. A method
+says how rows are formed (`rows`, `rows_at`), how many of them may be in memory at once
+(`block_size`), and what it does better than by rows: `products`, `vjp`, `jvp`. All
+products of rows that are made a block at a time are made here.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxjd._numerics import symmetric
+from jaxjd.engine import _products
+
+Method = Literal["dense", "chunked", "structured"]
+Block = TypeVar("Block")
+
+
+class Blocks(NamedTuple, Generic[Block]):
+    """The rows of an operator, cut into blocks of equal size.
+
+    `at` makes the block that starts at a row. Rows beyond the last one may be anything.
+    """
+
+    num_rows: int
+    size: int
+    at: Callable[[Int[Array, ""]], Block]
+
+
+class Operator(abc.ABC):
+    """J with respect to a list of parameters. Subclasses are pytrees."""
+
+    method: ClassVar[Method]
+    # Whether `restrict([i]).rows_at(...)` forms the rows of parameter i alone. A
+    # backward pass forms those of all parameters together.
+    forms_parameters_apart: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def num_rows(self) -> int:
+        """m, the number of losses."""
+
+    @property
+    @abc.abstractmethod
+    def dtypes(self) -> list[jnp.dtype]:
+        """Those of the rows, per parameter."""
+
+    @abc.abstractmethod
+    def rows(self) -> list[Array]:
+        """All of J, [m, *shape] per parameter."""
+
+    @abc.abstractmethod
+    def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
+        """Some rows of J, [b, *shape] per parameter."""
+
+    @abc.abstractmethod
+    def block_size(self) -> int:
+        """How many rows to form at once where not all are needed together."""
+
+    @abc.abstractmethod
+    def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
+        """`Jᵀ w`, in the dtypes of the parameters."""
+
+    @abc.abstractmethod
+    def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
+        """`J d`."""
+
+    @abc.abstractmethod
+    def restrict(self, kept: Sequence[int]) -> "Operator":
+        """J with respect to the parameters at these places in the list."""
+
+    def products(self, other: "Operator") -> Float[Array, "m k"]:
+        """`J₁ J₂ᵀ` for another operator with k rows and the same list of parameters."""
+        left = row_blocks(self)
+        right = left if other is self else row_blocks(other)
+        return products_by_blocks(left, right, _products.products)
+
+    def gramian(self) -> Float[Array, "m m"]:
+        """`J Jᵀ`, float32 or wider, symmetric to the bit."""
+        return self.products(self)
+
+
+def row_blocks(operator: Operator) -> Blocks[list[Array]]:
+    m, size = operator.num_rows, operator.block_size()
+    if size >= m:
+        return Blocks(m, m, lambda _: operator.rows())
+
+    def at(start: Int[Array, ""]) -> list[Array]:
+        # The last block is filled up with the last row.
+        places = start + jnp.arange(size, dtype=start.dtype)
+        return operator.rows_at(jnp.minimum(places, m - 1))
+
+    return Blocks(m, size, at)
+
+
+def products_by_blocks(
+    left: Blocks[Block],
+    right: Blocks[Block],
+    multiply: Callable[[Block, Block], Float[Array, "a b"]],
+) -> Float[Array, "m k"]:
+    """Inner products of rows, with one block of either operator in memory at a time.
+
+    For `right is left` the result is symmetric to the bit, and only the upper triangle
+    is computed: with m rows in blocks of b, (m/b + 1)/2 · m rows are formed.
+    """
+    m, k = left.num_rows, right.num_rows
+    first = jnp.zeros((), jnp.int32)
+    whole = right.at(first) if right.size >= k else None
+    starts = jnp.arange(0, k, right.size, dtype=jnp.int32)
+
+    def block_row(start: Int[Array, ""]) -> Float[Array, "a k"]:
+        if whole is not None:
+            return multiply(whole if right is left else left.at(start), whole)
+        rows = left.at(start)
+
+        def product(other: Int[Array, ""]) -> Float[Array, "a b"]:
+            return multiply(rows, right.at(other))
+
+        if right is left:
+            diagonal = multiply(rows, rows)
+            below, above = (lambda _: jnp.zeros_like(diagonal)), product
+
+            def block(other: Int[Array, ""]) -> Float[Array, "a b"]:
+                which = 1 + jnp.sign(other - start)
+                return jax.lax.switch(which, [below, lambda _: diagonal, above], other)
+
+            blocks = jax.lax.map(block, starts)
+        else:
+            blocks = jax.lax.map(product, starts)
+        return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1)
+
+    if left.size >= m:
+        found = block_row(first)
+    else:
+        found = jax.lax.map(block_row, jnp.arange(0, m, left.size, dtype=jnp.int32))
+        found = found.reshape(-1, found.shape[-1])
+    found = found[:m, :k]
+    return symmetric(found) if right is left else found

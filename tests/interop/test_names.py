@@ -1,0 +1,30 @@
+"""Does the README translate arguments that exist, in both libraries?"""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxjd
+
+reference = pytest.importorskip("torchjd.aggregation")
+
+README = Path(__file__).parents[2] / "README.md"
+CALL = re.compile(r"`(\w+)\(([\w, ]+)\)`")
+
+
+def rows():
+    table = README.read_text().split("some arguments are called differently")[1]
+    return re.findall(r"^\| (`\w+\(.*) \| (`.*) \|$", table.split("\n\n")[1], re.M)
+
+
+def test_every_row_names_arguments_of_both():
+    assert len(rows()) >= 11
+    for row in rows():
+        for library, cell in zip((reference, jaxjd), row, strict=True):
+            name, arguments = CALL.match(cell).groups()
+            parameters = inspect.signature(getattr(library, name)).parameters
+            assert set(arguments.split(", ")) <= set(parameters), cell
+        theirs, ours = (CALL.match(cell)[2].split(", ") for cell in row)
+        assert len(theirs) == len(ours), row
