@@ -42,11 +42,10 @@ def test_the_certificate_is_in_the_state_of_the_optimizer(name):
     assert certificate.converged
     assert certificate.iterations >= 1
     assert all(jnp.shape(field) == () for field in certificate)
-    residual = max(certificate.dual, certificate.complementarity)
-    assert 0 <= residual <= 1e-4
+    # The root of rounding, and more near stationary points.
+    assert 0 <= certificate.residual <= 1e-2
     _, state = update(rows[1].at[2, 3].set(jnp.nan), state, params)
-    if name not in ("nash_mtl", "pcd"):  # These two keep their whole state.
-        assert not optax.tree.get(state, "certificate").converged
+    assert not optax.tree.get(state, "certificate").converged
     # Without `certificate=True` the update is the same, and there is no certificate.
     plain = optax.chain(getattr(jaxjd, name)(**CERTIFIED[name]), optax.sgd(0.1))
     expected, state = jax.jit(plain.update)(rows[0], plain.init(params), params)
