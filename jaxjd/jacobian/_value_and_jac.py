@@ -109,9 +109,9 @@ def value_and_jac(
       parameter's gradients: `"pairs"`, from activations and cotangents of all pairs of
       positions; `"rows"`, by forming the gradients of this parameter; `"kernel"`, by
       multiplying the cotangents by the products of the activations, which the losses of
-      an example share; `"auto"`, the cheapest by operations and bytes. A pytree like the parameters or a prefix of them.
-      A parameter that has only one way, as a bias has, keeps it. Anything but
-      `"auto"` makes the method `"structured"`.
+      an example share; `"auto"`, the cheapest by operations and bytes. A pytree like
+      the parameters or a prefix of them. A parameter that has only one way, as a bias
+      has, keeps it. Anything but `"auto"` makes the method `"structured"`.
 
     **Returns:** a function that takes the arguments of `fun` and returns the losses
     (or the pair of losses and auxiliary output) and a [`jaxjd.Jacobian`][]. Keyword
