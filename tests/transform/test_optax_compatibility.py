@@ -43,6 +43,8 @@ def eagerly(function):
     return function
 
 
+both_ways = pytest.mark.parametrize("jit", [jax.jit, eagerly])
+
 JACOBIAN = "a Jacobian"
 STACKED = "stacked gradients"
 
@@ -176,7 +178,7 @@ class TestBeforeAndAround:
         "put the aggregator, such as jaxjd.upgrad(), first in optax.chain"
     )
 
-    @pytest.mark.parametrize("jit", [jax.jit, eagerly])
+    @both_ways
     @pytest.mark.parametrize(
         "link",
         [
@@ -213,7 +215,7 @@ class TestBeforeAndAround:
             optax.global_norm(several)
         close(run(jaxjd.mean(), jac), combined(jaxjd.weighting.mean()))
 
-    @pytest.mark.parametrize("jit", [jax.jit, eagerly])
+    @both_ways
     @pytest.mark.parametrize(
         "wrap",
         [
@@ -236,17 +238,20 @@ class TestBeforeAndAround:
 class TestStackedGradients:
     """With plain arrays, a link before the aggregator sees all rows."""
 
-    def test_clipping_before_scales_the_whole_jacobian(self):
+    @both_ways
+    def test_clipping_before_scales_the_whole_jacobian(self, jit):
         tx = optax.chain(optax.clip_by_global_norm(0.1), jaxjd.upgrad())
         norm = jnp.sqrt(sum(jnp.sum(rows**2) for rows in ROWS.values()))
         expected = jax.tree.map(lambda x: 0.1 / norm * x, combined())
-        close(run(tx, ROWS), expected)
+        close(run(tx, ROWS, jit=jit), expected)
 
-    def test_weight_decay_before_is_a_part_of_every_loss(self):
+    @both_ways
+    def test_weight_decay_before_is_a_part_of_every_loss(self, jit):
         tx = optax.chain(optax.add_decayed_weights(0.1), jaxjd.upgrad())
         rows = jax.tree.map(lambda r, p: r + 0.1 * p, ROWS, PARAMS)
-        close(run(tx, ROWS), run(jaxjd.upgrad(), rows))
+        close(run(tx, ROWS, jit=jit), run(jaxjd.upgrad(), rows))
 
+    @both_ways
     @pytest.mark.parametrize(
         "tx",
         [
@@ -256,21 +261,23 @@ class TestStackedGradients:
             ),
         ],
     )
-    def test_a_part_of_the_parameters(self, tx):
+    def test_a_part_of_the_parameters(self, tx, jit):
         with pytest.raises(ValueError, match="Use `jaxjd.partition`"):
-            run(tx, ROWS)
+            run(tx, ROWS, jit=jit)
 
-    def test_multi_steps_around(self):
+    @both_ways
+    def test_multi_steps_around(self, jit):
         tx = optax.MultiSteps(jaxjd.upgrad(), 2).gradient_transformation()
         # optax 0.2.7 compares the shapes first.
         message = "an ordinary gradient|branches must have equal output types"
         with pytest.raises((TypeError, ValueError), match=message):
-            run(tx, ROWS)
+            run(tx, ROWS, jit=jit)
 
-    def test_apply_if_finite_around(self):
+    @both_ways
+    def test_apply_if_finite_around(self, jit):
         # optax's own error: it compares the shapes before it calls the aggregator.
         with pytest.raises(TypeError, match="branch"):
-            run(optax.apply_if_finite(jaxjd.upgrad(), 3), ROWS)
+            run(optax.apply_if_finite(jaxjd.upgrad(), 3), ROWS, jit=jit)
 
 
 def test_the_table_names_what_is_tested():
