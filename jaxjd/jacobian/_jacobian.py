@@ -19,10 +19,11 @@ from jaxjd.jacobian._layout import Losses, Parameters
 class Jacobian(metaclass=ExplainsItself):
     """The Jacobian $J$ of m losses with respect to n parameters, a linear operator.
 
-    Made by [`jaxjd.value_and_jac`][] and [`jaxjd.jac`][]. It computes nothing until it
-    is asked to, and holds $J$ in memory only if made with `method="dense"`, which
-    `method="auto"` takes where $J$ is small beside the activations. It is a pytree: it may leave a `jit`, be donated, be carried by `jax.lax.scan`. Whatever its
-    methods recompute under one `jit`, XLA computes once.
+    Made by [`jaxjd.value_and_jac`][] and [`jaxjd.jac`][]. No product is formed until it
+    is asked for. All of $J$ is in memory only if made with `method="dense"`, which
+    `method="auto"` takes where $J$ is small beside the activations. It is a pytree: it
+    may leave a `jit`, be donated, be carried by `jax.lax.scan`. Whatever its methods
+    recompute under one `jit`, XLA computes once.
 
     It is not a gradient: of optax's transformations only an aggregator such as
     `jaxjd.upgrad()` takes it, so the aggregator comes first in a chain. Anything else
