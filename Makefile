@@ -1,4 +1,4 @@
-# The commands of the README. Each makes the virtual environment it needs, once.
+# The commands of the README. The first run creates the virtual environment it needs.
 
 PYTHON ?= python3.11
 PYTHON_OLDEST ?= $(PYTHON)
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check install --quiet
 PINNED := -c constraints.txt
-# The suite is made of small arrays: threads within a test only get in each other's way.
+# The tests use small arrays: more threads within a test would only slow it down.
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS)
 
@@ -21,19 +21,19 @@ help:
 	@echo "make demo         train a CNN on MNIST by Jacobian descent (3 minutes)"
 	@echo "make test         lint, then the whole test suite (6 minutes)"
 	@echo "make test-slow    the exhaustive checks that 'make test' leaves out"
-	@echo "make test-oldest  the tests with the oldest JAX that is supported"
+	@echo "make test-oldest  the tests with the oldest supported JAX"
 	@echo "make test-newest  the tests with the newest JAX, on Python 3.13"
 	@echo "make lint         formatting, style and types only"
-	@echo "make format       mend what the linter can, and write the tables of methods"
-	@echo "make clean        remove the virtual environments and what was printed"
+	@echo "make format       fix what the linter can, and fill in the tables of methods"
+	@echo "make clean        remove the virtual environments and the folder 'out'"
 
-# pip of this release or later knows dependency groups.
+# Update pip first: the dependency groups below need a recent one.
 $(VENV)/made: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) $(PINNED) pip
 	touch $@
 
-# torch is pinned to a release with a CPU build, before anything asks for a newer one.
+# Install torch first, pinned to a CPU build, before a dependency asks for a newer one.
 $(VENV)/test: $(VENV)/made pyproject.toml constraints.txt
 	$(BIN)/python $(PIP) $(PINNED) torch
 	$(BIN)/python $(PIP) $(PINNED) --editable '.[flax,interop,examples]' \
@@ -44,7 +44,7 @@ $(VENV)/demo: $(VENV)/made pyproject.toml constraints.txt
 	$(BIN)/python $(PIP) $(PINNED) --editable '.[examples]'
 	touch $@
 
-# Neither torch nor Flax: the tests that need them skip themselves.
+# Without torch and Flax: the tests that need them are skipped.
 $(VENV)-oldest/test: pyproject.toml
 	$(PYTHON_OLDEST) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python $(PIP) --upgrade pip

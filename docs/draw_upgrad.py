@@ -1,4 +1,4 @@
-"""Draws docs/images/upgrad.png: the update that conflicts with nobody."""
+"""Draw docs/images/upgrad.png: UPGrad's update conflicts with no gradient."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def main() -> None:
     update = np.asarray(jaxjd.weighting.upgrad()(gramian)) @ GRADIENTS
 
     figure, axes = plt.subplots(figsize=(5.2, 3.2), dpi=150, layout="constrained")
-    # The dual cone: what has a nonnegative inner product with both gradients.
+    # The dual cone: vectors whose inner products with both gradients are nonnegative.
     directions = np.linspace(0, 2 * np.pi, 721)
     circle = 4 * np.stack([np.cos(directions), np.sin(directions)], axis=1)
     inside = circle[(circle @ GRADIENTS.T >= 0).all(axis=1)]

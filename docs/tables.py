@@ -1,11 +1,11 @@
-"""Writes what the tables of methods repeat.
+"""Fill in the tables of methods in the documentation.
 
     python -m docs.tables
 
-A method has one row by hand in the first table of `docs/aggregators.md`, and one in the
-registry of the tests. The parameters and the marks of that row come from the signature
-and the registry, the table "Unusual gradients" from the registry, and the README's
-table from the first.
+Each method has a hand-written row in the first table of `docs/aggregators.md` and a row
+in the tests' registry. This script takes the parameters of the first table from the
+signatures, its marks and the table "Unusual gradients" from the registry, and the
+README's table from the first table.
 """
 
 import inspect
@@ -23,7 +23,7 @@ ROW = re.compile(r"^\| `(\w+)` \|(.*)\|$", re.MULTILINE)
 
 
 def pages() -> dict[Path, str]:
-    """What each page should be."""
+    """The text that each page should have."""
     page, readme = PAGE.read_text(), README.read_text()
     page = in_section(page, "# The aggregators", completed)
     page = in_section(page, "## Unusual gradients", unusual)
@@ -35,7 +35,7 @@ def pages() -> dict[Path, str]:
 
 
 def in_section(text: str, title: str, table: Callable[[str], list[list[str]]]) -> str:
-    """The page, with another first table in one of its sections."""
+    """Replace the first table of a section of a page."""
     start = text.index(f"{title}\n")
     end = text.find("\n## ", start + len(title))
     section = text[start : end if end > 0 else len(text)]
@@ -50,7 +50,7 @@ def written(row: list[str]) -> str:
 
 
 def cells(section: str) -> dict[str, list[str]]:
-    """The cells of each row of its table, after the name."""
+    """The cells of each table row, by the name in its first cell."""
     return {
         name: [cell.strip() for cell in line.split("|")]
         for name, line in ROW.findall(section)
@@ -58,7 +58,7 @@ def cells(section: str) -> dict[str, list[str]]:
 
 
 def completed(section: str) -> list[list[str]]:
-    """The rows with the parameters of the signatures, and the marks of the registry."""
+    """The rows, with parameters from the signatures and marks from the registry."""
     header = ["aggregator", "the update is", "looks at", "state", "parameters"]
     table = [[*header, "non-conflicting", "linear", "weighted", "reference"]]
     for name, row in sorted(cells(section).items()):
@@ -96,7 +96,7 @@ def unusual(section: str) -> list[list[str]]:
 
 
 def methods(section: str, rows: dict[str, list[str]]) -> list[list[str]]:
-    """In the order of the README; what is new comes before those that look at rows."""
+    """The rows of the README's table, in its order. New ones come before `OF_ROWS`."""
     old = [name for name in cells(section) if name in rows]
     names = old + [name for name in rows if name not in old]
     table = [["name", "what the update is", "state", "parameters", "paper"]]

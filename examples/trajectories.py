@@ -1,18 +1,19 @@
-"""Every aggregator's way down two problems of two parameters and two losses.
+"""Draw the path of every aggregator on two problems of two parameters and two losses.
 
-The problems are those on which the authors of Jacobian descent compare aggregators
+The authors of Jacobian descent compare aggregators on these problems
 (arXiv:2406.16232, and https://github.com/TorchJD/trajectories):
 
-- EWQ, element-wise quadratic: each loss is the square of a parameter of its own. The
-  losses do not conflict, and only the origin is Pareto optimal.
-- CQF, convex quadratic form: two long valleys that cross. The losses conflict, and
-  differ in scale; the Pareto set is a curve between their minima.
+- EWQ, element-wise quadratic: each loss is the square of one parameter. The losses do
+  not conflict, and only the origin is Pareto optimal.
+- CQF, convex quadratic form: two long valleys that cross. The losses conflict and
+  differ in scale. The Pareto set is a curve between their minima.
 
     python examples/trajectories.py
     python examples/trajectories.py --steps 100 --out out/short
 
-It prints how far from the Pareto front each aggregator ends, and draws a picture per
-problem, a panel per aggregator. `pip install 'jaxjd[examples]'` brings what it needs.
+The script prints how far from the Pareto front each aggregator ends, and draws one
+picture per problem with one panel per aggregator. Install what it needs with
+`pip install 'jaxjd[examples]'`.
 """
 
 import argparse
@@ -37,13 +38,13 @@ import jaxjd
 
 
 class Method(NamedTuple):
-    """`rate`: of the learning rate, for updates that are not of the mean's length."""
+    """An aggregator, and the factor `rate` for the problem's learning rate."""
 
     make: Callable[[], optax.GradientTransformation]
     rate: float = 1.0
 
 
-# How far from the learning rate, for updates that are not of the mean's length.
+# Factors for the learning rate, where updates are longer or shorter than the mean's.
 RATES = {
     "graddrop": 0.5,
     "gradvac": 0.5,
@@ -56,10 +57,10 @@ ARGUMENTS = {"cr_mogm": (jaxjd.weighting.upgrad(),)}
 
 
 def methods() -> dict[str, Method]:
-    """Every aggregator that needs nothing but the number of losses.
+    """Every aggregator that needs no argument except the number of losses.
 
-    So there are none of constant weights, which can be any, and none that leave out
-    losses, which need three or more.
+    This leaves out `constant`, whose weights could be anything, and aggregators that
+    drop losses (`krum`, `trimmed_mean`), which need three losses or more.
     """
     weightings = inspect.getmembers(jaxjd.weighting, inspect.isfunction)
     names = {name for name, _ in weightings if hasattr(jaxjd, name)}
@@ -80,9 +81,9 @@ METHODS = methods()
 
 
 class Problem(NamedTuple):
-    """Two losses of two parameters, and where and how to descend them.
+    """Two losses of two parameters, with starting points and a learning rate.
 
-    `pareto_set`: a line through Pareto optimal points, [k, 2].
+    `pareto_set` is a line through Pareto optimal points, [k, 2].
     """
 
     name: str
@@ -94,7 +95,7 @@ class Problem(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """The `paths` of a method, [starts, steps + 1, 2], and how long they took."""
+    """The `paths` of a method, [starts, steps + 1, 2], and the seconds they took."""
 
     method: str
     paths: Float[np.ndarray, "s t 2"]
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[Descent]]:
         descents[problem.name] = [descend(problem, name, steps) for name in METHODS]
         path = options.out / f"trajectories_{problem.name.lower()}.png"
         draw(problem, descents[problem.name]).savefig(path, dpi=100)
-        print(f"The paths on {problem.name} are in {path}")
+        print(f"Drew the paths on {problem.name} in {path}")
     rich.print(results_table(descents))
     return descents
 
@@ -132,7 +133,7 @@ def element_wise_quadratic() -> Problem:
 
 
 def convex_quadratic_form() -> Problem:
-    r"""$f_i(x) = (x - u_i)^\top A_i (x - u_i)$, with axes turned by ±π/16."""
+    r"""$f_i(x) = (x - u_i)^\top A_i (x - u_i)$, with axes rotated by ±π/16."""
     minima = np.array([[1.0, 0.0], [-1.0, 0.0]])
     curvatures = np.array([[1.0, 0.01], [4.0, 0.01]])
     angle = np.pi / 16
@@ -147,8 +148,8 @@ def convex_quadratic_form() -> Problem:
         away = x - minima
         return jnp.einsum("ij,ijk,ik->i", away, forms, away)
 
-    # The Pareto optimal points minimise the weighted sums of the losses. Most of the
-    # curve belongs to weights close to 0 and 1.
+    # Pareto optimal points minimise a weighted sum of the losses. For most of the curve
+    # the weights are close to 0 and 1.
     shares = 1 / (1 + np.exp(-np.linspace(-16, 16, 2001)))
     weights = np.stack([shares, 1 - shares], axis=1)
     matrices = np.einsum("ki,ijl->kjl", weights, forms)
@@ -173,7 +174,7 @@ def turn(angle: float) -> Float[np.ndarray, "2 2"]:
 
 
 def descend(problem: Problem, name: str, steps: int) -> Descent:
-    """From all starting points at once, all steps in one `lax.scan`."""
+    """Descend from all starting points at once, with all steps in one `lax.scan`."""
     method = METHODS[name]
     sgd = optax.sgd(problem.learning_rate * method.rate)
     tx = optax.chain(method.make(), sgd)
@@ -183,8 +184,8 @@ def descend(problem: Problem, name: str, steps: int) -> Descent:
         def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], Array]:
             x, state = carry
             jacobian = jac(x)
-            # Stochastic methods ask for the products of the gradients of two batches,
-            # which here are the same. The others ignore it.
+            # Stochastic methods need the cross Gramian of two batches. Here both
+            # batches are the same. Other methods ignore this argument.
             updates, state = tx.update(
                 jacobian, state, x, cross_gramian=jacobian.gramian()
             )
@@ -201,11 +202,11 @@ def descend(problem: Problem, name: str, steps: int) -> Descent:
 
 
 def distance_to_front(problem: Problem, points: Float[np.ndarray, "s 2"]) -> float:
-    """How far the losses at these points are from the Pareto front, on average."""
+    """The mean distance of the losses at these points from the Pareto front."""
     losses = jax.vmap(problem.losses)
     front = np.asarray(losses(jnp.asarray(problem.pareto_set)))
     reached = np.asarray(losses(jnp.asarray(points)))[:, None]
-    # The nearest point of each piece of the front.
+    # Find the nearest point on each segment of the front.
     start, piece = front[:-1], np.diff(front, axis=0)
     if len(front) == 1:
         start, piece = front, np.zeros_like(front)
@@ -215,14 +216,14 @@ def distance_to_front(problem: Problem, points: Float[np.ndarray, "s 2"]) -> flo
     return float(np.linalg.norm(reached - nearest, axis=-1).min(axis=1).mean())
 
 
-# What is shown -----------------------------------------------------------------------
+# The results -------------------------------------------------------------------------
 
 
 def results_table(descents: dict[str, list[Descent]]) -> Table:
     total = sum(one.seconds for column in descents.values() for one in column)
     table = Table(
-        title="Mean distance to the Pareto front, in the space of the losses",
-        caption=f"{total:.1f} s in total, compilation included",
+        title="Mean distance to the Pareto front, in loss space",
+        caption=f"{total:.1f} s in total, including compilation",
     )
     table.add_column("aggregator")
     for name, column in descents.items():
@@ -236,7 +237,7 @@ def results_table(descents: dict[str, list[Descent]]) -> Table:
 
 
 def draw(problem: Problem, descents: list[Descent]) -> Figure:
-    """A panel per method, in the space of the parameters."""
+    """Draw the paths in parameter space, one panel per method."""
     columns = min(5, len(descents))
     rows = math.ceil(len(descents) / columns)
     figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
@@ -273,7 +274,7 @@ def draw(problem: Problem, descents: list[Descent]) -> Figure:
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--steps", type=positive, help="of each path (default: 50 on EWQ, 2500 on CQF)"
+        "--steps", type=positive, help="steps per path (default: EWQ 50, CQF 2500)"
     )
     parser.add_argument(
         "--out",

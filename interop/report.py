@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rows: each method of the engine and each aggregator once, and "
-        "training of the MLP only",
+        help="fewer rows: all methods of the engine and of aggregation in fewer "
+        "variants, and training of the MLP only",
     )
     parser.add_argument(
         "--json",

@@ -1,4 +1,4 @@
-"""What do all tests share?"""
+"""Settings and fixtures for all tests."""
 
 import os
 
@@ -14,7 +14,7 @@ import pytest
 
 @pytest.fixture
 def x64():
-    """Float64, without silent casts and silent broadcasts."""
+    """Compute in float64, and raise on silent casts and silent broadcasts."""
     with (
         enable_x64(),
         jax.numpy_dtype_promotion("strict"),

@@ -48,7 +48,7 @@ def batched(fun: Callable) -> Callable:
 
 
 def matrix(jacobian_of_losses: Any, params: Any) -> jax.Array:
-    """[m, n] from the nested pytree of `jax.jacrev`, losses in row-major order."""
+    """Flatten the pytree of `jax.jacrev` to [m, n], losses in row-major order."""
     sizes = [p.size for p in jax.tree.leaves(params)]
     structure = jax.tree.structure(params)
     rows = []
@@ -65,15 +65,15 @@ def matrix(jacobian_of_losses: Any, params: Any) -> jax.Array:
 
 
 def brute_force(fun: Callable, params: Any, *args: Any) -> jax.Array:
-    """The Jacobian [m, n] of a function that returns all losses."""
+    """Compute the Jacobian [m, n] of a function that returns all losses."""
     return matrix(jax.jacrev(fun)(params, *args), params)
 
 
 def ravel(tree: Any) -> jax.Array:
-    """[n] from a pytree like the parameters."""
+    """Flatten a pytree like the parameters to [n]."""
     return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
 
 
 def ravel_rows(tree: Any) -> jax.Array:
-    """[m, n] from a pytree like the parameters with a leading axis."""
+    """Flatten a pytree like the parameters, with a leading axis, to [m, n]."""
     return jnp.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(tree)], 1)

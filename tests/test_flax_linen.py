@@ -1,4 +1,4 @@
-"""Does a flax.linen user change two lines?"""
+"""A flax.linen training loop works with two changed lines."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_train_state():
         return state.apply_gradients(grads=jac), losses
 
     first, losses = step(state)
-    # The step that it should have been, by hand.
+    # Compute the expected step by hand.
     rows = jax.vmap(jax.grad(example_loss(model.apply)), (None, 0, 0))(
         state.params, X, Y
     )
@@ -61,7 +61,7 @@ def test_train_state():
     adam = optax.adam(1e-2)
     update, _ = adam.update(update, adam.init(state.params), state.params)
     expected = optax.apply_updates(state.params, update)
-    # Adam's first step divides by the update: float32 that is small loses digits.
+    # Adam's first step divides by the update, so small entries lose digits in float32.
     jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-5), first.params, expected)
 
     state = first
@@ -72,7 +72,7 @@ def test_train_state():
 
 
 def test_batch_norm_of_the_whole_batch():
-    """In a function of the batch training mode works, its statistics as `aux`."""
+    """A whole-batch function works in training mode, with its statistics as `aux`."""
     model = Net(batch_norm=True)
     variables = model.init(jax.random.key(1), X)
 

@@ -1,4 +1,4 @@
-"""Does a flax.nnx user change two lines?"""
+"""A flax.nnx training loop works with two changed lines."""
 
 import functools
 
@@ -48,7 +48,7 @@ def count(model):
 
 
 def test_reads_like_value_and_grad():
-    """Dropout and statistics are handled once, as there, and only Param is learned."""
+    """As in `nnx.value_and_grad`, state changes once, and only Param is learned."""
     ours, theirs = Net(nnx.Rngs(0)), Net(nnx.Rngs(0))
     values, jac = jaxjd.nnx.value_and_jac(losses)(ours, X, Y)
     mean, gradient = nnx.value_and_grad(lambda m, x, y: losses(m, x, y).mean())(
@@ -140,7 +140,7 @@ class TestPerExample:
 
     @pytest.mark.parametrize("transform", [nnx.jit, nnx.remat])
     def test_transformations_that_return_every_variable(self, transform):
-        """They hand random streams and running averages through, unwritten."""
+        """They return random streams and running averages without writing to them."""
 
         def transformed(model, x, y):
             return transform(losses)(model, x, y)
@@ -212,7 +212,7 @@ def test_keyword_arguments_and_explain():
     assert explanation.method == "structured"
     assert explanation.num_losses == 16
     assert "kernel" in str(explanation)
-    assert count(model) == 0  # It has drawn no random numbers.
+    assert count(model) == 0  # No random numbers were drawn.
     model.eval()
     doubled, jac = jaxjd.nnx.value_and_jac(scaled, in_axes=(None, 0, 0))(
         model, X, Y, **rest
@@ -259,7 +259,7 @@ class TestErrors:
             jaxjd.nnx.value_and_jac(losses)({"w": jnp.ones(3)}, X, Y)
 
     def test_the_plain_jacobian(self):
-        """`jaxjd.jac` of split parameters, given to the optimizer by mistake."""
+        """A `jaxjd.Jacobian` given to the nnx optimizer by mistake raises an error."""
         model = Net(nnx.Rngs(0), norm=nnx.LayerNorm, dropout=0.0)
         graph, params, others = nnx.split(model, nnx.Param, ...)
         jac = jaxjd.jac(lambda p: losses(nnx.merge(graph, p, others), X, Y))(

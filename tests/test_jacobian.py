@@ -1,4 +1,4 @@
-"""Do `value_and_jac` and `Jacobian` keep their contract, against brute force?"""
+"""`value_and_jac` and `Jacobian` agree with Jacobians by brute force."""
 
 import copy
 import functools
@@ -17,8 +17,8 @@ from tests.xla import NORMAL
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-# Every method, and chunks that divide the 21 losses of 7 examples, or do not, or are
-# less than an example, or more than all.
+# Every method, and chunk sizes that divide the 21 losses of 7 examples or do not, that
+# are smaller than one example's losses, or larger than 21.
 METHODS = [("dense", None), ("auto", None), ("chunked", None), ("structured", None)]
 CHUNKS = [("chunked", size) for size in (1, 2, 5, 8, 21)]
 OF_EXAMPLES_ONLY = [("structured", size) for size in (1, 5, 8)]
@@ -28,14 +28,14 @@ close = functools.partial(assert_allclose, rtol=1e-11, atol=1e-11)
 
 
 def check_operator(jac: jaxjd.Jacobian, expected: jax.Array) -> None:
-    """All methods of a Jacobian with respect to `models.parameters()`."""
+    """Check all methods of a Jacobian with respect to `models.parameters()`."""
     m, n = expected.shape
     weights = jax.random.normal(jax.random.key(2), (m,), expected.dtype)
     direction = jax.random.normal(jax.random.key(3), (n,), expected.dtype)
     params = models.parameters()
     tangent = jax.flatten_util.ravel_pytree(params)[1](direction)
 
-    @jax.jit  # One compilation for all.
+    @jax.jit  # Compile once for all methods.
     def compute(jac):
         return (
             jac.gramian(),
@@ -118,7 +118,7 @@ def test_argnums():
     expected = models.brute_force(together, params, x, y)
     check_operator(by_position, expected)
     check_operator(from_the_end, expected)
-    # Arguments are returned in the order in which they are asked for.
+    # Arguments are returned in the order of `argnums`.
     both = jaxjd.jac(lambda y, x, p: together(p, x, y), argnums=(2, 1))(y, x, params)
     wrt_x = jax.jacrev(together, argnums=1)(params, x, y).reshape(7, -1)
     rows = both.dense()
@@ -213,7 +213,7 @@ def test_restrict():
         direction = jnp.arange(18.0)
         tangent = {"hidden": (direction[:15].reshape(5, 3), direction[15:]), "scale": 0}
         close(models.ravel(part.jvp(tangent)), expected @ direction)
-        # Again: of what is left.
+        # Restrict again, to part of the remaining leaves.
         bias = part.restrict({"hidden": (False, True), "scale": True})
         close(bias.gramian(), expected[:, 15:] @ expected[:, 15:].T)
         with pytest.raises(ValueError, match="`wrt` must keep at least one of"):
@@ -243,7 +243,7 @@ def test_cross_gramian_of_two_batches():
 
 
 class TestBoundaries:
-    """A Jacobian is a pytree: what it crosses does not change what it is."""
+    """A Jacobian is a pytree: transformations do not change its value."""
 
     def jac(self, x, y, params):
         return jaxjd.jac(models.loss, in_axes=(None, 0, 0))(params, x, y)
@@ -258,7 +258,7 @@ class TestBoundaries:
         @jax.jit
         def make(params, x, y):
             scaled = 2 * x
-            labels = jnp.argmax(y, axis=1)  # Integers must not leak either.
+            labels = jnp.argmax(y, axis=1)  # Integer tracers must not leak either.
 
             def losses(params):
                 hidden = models.hidden(params, scaled)
@@ -314,7 +314,7 @@ class TestBoundaries:
         expected = models.brute_force(models.batched(models.loss), params, x, y).sum(0)
         jac = self.jac(x, y, params)
         with pytest.warns(UserWarning, match="donated buffers were not usable"):
-            update = donate(jac)  # The data have no output to become.
+            update = donate(jac)  # No output can reuse the data's buffers.
         close(models.ravel(update), expected)
 
     def test_vmap_over_batches(self):
@@ -356,7 +356,7 @@ class TestBoundaries:
 
 
 def test_a_function_with_its_own_backward_pass_only():
-    """`jvp` must not need forward mode, which a `jax.custom_vjp` has not."""
+    """`jvp` must not need forward mode, which a `jax.custom_vjp` lacks."""
 
     @jax.custom_vjp
     def cube(x):
@@ -373,7 +373,7 @@ def test_a_function_with_its_own_backward_pass_only():
 
 
 def test_low_precision_accumulates_in_float32():
-    """The Gramian of bfloat16 rows is exact but for their own rounding."""
+    """The Gramian of bfloat16 rows has no rounding error except that of the rows."""
     x = jax.random.normal(jax.random.key(0), (6, 4096), jnp.bfloat16)
     params = jnp.zeros(4096, jnp.bfloat16)
     for method in ("dense", "chunked"):
@@ -387,7 +387,7 @@ def test_low_precision_accumulates_in_float32():
 
 
 def test_the_forward_pass_is_compiled_once():
-    """Losses, Gramian and update in one jit share what each would compute alone."""
+    """Losses, Gramian and update in one jit share the forward pass."""
     params, (x, y) = models.parameters(), models.examples()
 
     def step(params, x, y):
@@ -419,17 +419,17 @@ def test_chunks_bound_the_memory():
 
     row = 4 * 10_000 * 20
     assert temporary(128, None) > 128 * row
-    # Two blocks of 4 rows, their derivatives on the way, and a few more n-vectors.
+    # Two blocks of 4 rows, intermediate derivatives, and a few more n-vectors.
     assert temporary(128, 8) < 32 * row
     assert temporary(256, 8) < 1.1 * temporary(64, 8)
 
 
 def test_chunks_bound_the_memory_of_activations():
-    """Of a per-example function not even the forward pass is in memory as a whole."""
+    """For a per-example function, chunks bound the memory of the forward pass too."""
     width = 20_000
 
     def loss(params, x):
-        return jnp.sum(jnp.tanh(jnp.sin(x * params)))  # Keeps `width` numbers.
+        return jnp.sum(jnp.tanh(jnp.sin(x * params)))  # Stores `width` numbers.
 
     def temporary(m: int, chunk_size: int | None) -> int:
         def step(params, x):
@@ -443,7 +443,7 @@ def test_chunks_bound_the_memory_of_activations():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(128, None) > 128 * 4 * width
-    # Only the Gramian itself grows, and a copy of it.
+    # Only the Gramian and a copy of it grow.
     assert temporary(256, 8) - temporary(64, 8) < 2 * 4 * 256**2
 
 
@@ -467,7 +467,7 @@ def test_losses_of_tasks_need_no_rows_where_parameters_outweigh_activations(batc
         compiled = jax.jit(step).lower(params, x).compile(NORMAL)
         return compiled.memory_analysis().temp_size_in_bytes
 
-    if batch == 16:  # Of the order of the largest leaf times m.
+    if batch == 16:  # The memory is about m times the largest leaf.
         assert temporary("auto") == temporary("structured")
         assert temporary("auto") < m * 4 * width**2 < temporary("chunked")
     else:
@@ -502,7 +502,7 @@ class TestContraction:
         )(params, x, y)
         ways = {of.name: of.contraction for of in explanation.parameters.entries}
         assert ways["['hidden'][0]"] == way
-        assert ways["['hidden'][1]"] == "rows"  # A bias has no other.
+        assert ways["['hidden'][1]"] == "rows"  # A bias has no other way.
 
     def test_refused(self):
         params, (x, y) = models.parameters(), models.examples()
@@ -630,7 +630,7 @@ def test_nan_in_a_loss_stays():
 
 
 def test_keyword_arguments_are_forwarded():
-    """Arrays and flags, to functions of all losses and to those of one example."""
+    """Arrays and flags reach whole-batch functions and per-example functions."""
     params, (x, y) = models.parameters(), models.examples()
 
     def loss(params, x, y, *, scale, squared=True):
@@ -690,7 +690,7 @@ def test_errors_of_a_per_example_function_say_what_it_was_called_with():
 
 
 class TestExplain:
-    """Which method is taken, and why."""
+    """`explain` says which method is used, and why."""
 
     @pytest.mark.parametrize(
         ("how", "method", "reason"),
@@ -732,7 +732,7 @@ class TestExplain:
         assert "parameters outweigh activations" in explanation.reason
 
     def test_a_metric_that_is_no_loss_shows(self):
-        """Without `has_aux`, whatever is returned counts as losses."""
+        """Without `has_aux`, every returned value counts as a loss."""
 
         def losses_and_metric(p):
             return p**2, {"accuracy": jnp.float32(0.5)}

@@ -1,4 +1,4 @@
-"""Is the package what its metadata say, and its public face complete?"""
+"""The package agrees with its metadata, and its public names are documented."""
 
 import inspect
 import subprocess
@@ -36,7 +36,7 @@ def test_importing_needs_the_core_only():
 
 
 def test_the_public_names():
-    """Nothing but these is offered by `dir`, and each of them is documented."""
+    """`dir` lists only public names, and each of them is on a page."""
     assert all(not name.startswith("_") or name == "__version__" for name in dir(jaxjd))
     names = set(dir(jaxjd)) - {"__version__"}
     assert not names & {"engine", "jacobian", "transform", "importlib", "typing"}
@@ -44,7 +44,7 @@ def test_the_public_names():
         path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
     )
     hidden = {n for n in names if f"`{n}`" not in pages and f"jaxjd.{n}" not in pages}
-    # Types, which a user meets as what is returned.
+    # Types may be missing: users meet them as return values.
     assert {name for name in hidden if not name[0].isupper()} == set()
 
 
@@ -63,7 +63,7 @@ def test_interop_without_torch_says_what_to_install():
 
 
 def test_what_the_wheel_installs(tmp_path):
-    """At top level nothing but `jaxjd`, and in it the checkout's `interop`."""
+    """The wheel's only top-level package is `jaxjd`, which contains `interop`."""
     builder = pytest.importorskip("hatchling.builders.wheel")
     (wheel,) = builder.WheelBuilder(str(ROOT)).build(
         directory=str(tmp_path), versions=["standard"]

@@ -1,4 +1,4 @@
-"""Do the programs in the README run, and learn?"""
+"""The programs in the README run, and their losses fall."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def test_all_programs_are_found():
     assert len(PROGRAMS) == README.count("```python") == 3
 
 
-# At the start the largest of the printed losses is above 1 in each.
+# At the start the largest printed loss of each program is above 1.
 @pytest.mark.parametrize(
     ("program", "threshold"),
     [
@@ -35,7 +35,7 @@ def test_all_programs_are_found():
 def test_program(program, threshold):
     if "flax" in program:
         pytest.importorskip("flax")
-    # In a process of its own, compiled as a user's would be, not as the tests are.
+    # Run in a separate process, compiled as for a user, without the tests' XLA flags.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", program + REPORT],
@@ -48,7 +48,7 @@ def test_program(program, threshold):
 
 
 def test_the_tables_of_methods_are_written():
-    """`make format` writes them. A method without a row has none in the first table."""
+    """The tables are as `make format` writes them, with a row for every method."""
     for path, text in tables.pages().items():
         assert path.read_text() == text
     first = tables.cells(tables.PAGE.read_text().split("\n## ")[0])

@@ -43,14 +43,14 @@ def test_an_epoch_is_one_scan():
     for batch in zip(*data(), strict=True):
         carry, loss = compiled(carry, batch)
         by_hand.append(loss)
-    # Not bitwise: XLA fuses the body of a loop differently. Six steps of Adam.
+    # Not bitwise equal: XLA fuses a loop body differently, and Adam makes six steps.
     assert_allclose(losses, by_hand, rtol=1e-5)
     assert_allclose(models.ravel(params), models.ravel(carry[0]), rtol=1e-4, atol=1e-5)
     assert jax.tree.structure(state) == jax.tree.structure(carry[1])
 
 
 def test_vmap_over_seeds():
-    """A whole training step for several initialisations at once."""
+    """A whole training step runs for several initialisations at once."""
     keys = jax.random.split(jax.random.key(3), 4)
 
     def initialise(key):
@@ -110,7 +110,7 @@ def test_bfloat16_parameters():
 
 
 def test_a_trunk_and_two_heads():
-    """Multi-task learning: each head has the gradient of its task, the trunk agrees."""
+    """Each head gets its task's gradient; the trunk's update conflicts with no task."""
     x, _ = models.examples(32, jnp.float32)
     targets = {"a": jnp.sin(x[:, 0]), "b": -jnp.sin(x[:, 0]) + x[:, 1]}
     keys = jax.random.split(jax.random.key(0), 3)
@@ -143,7 +143,7 @@ def test_a_trunk_and_two_heads():
         assert_allclose(
             result["heads"][task], expected["heads"][task], rtol=1e-4, atol=1e-6
         )
-        # No task loses from the update of the trunk.
+        # The trunk's update increases no task's loss.
         inner = jnp.sum(expected["trunk"] * result["trunk"])
         norms = jnp.linalg.norm(expected["trunk"]) * jnp.linalg.norm(result["trunk"])
         assert inner > -1e-5 * norms

@@ -1,7 +1,7 @@
-"""How much trouble does XLA take over the programs of the tests?
+"""XLA flags for the tests: compile quickly rather than well.
 
-They are compiled far more than they compute, so as a rule it takes little. Memory, and
-what XLA merges or moves, are tested as users have them: `lowered.compile(NORMAL)`.
+The tests spend far more time compiling than computing. Tests of memory, or of what XLA
+merges or moves, compile as users do: `lowered.compile(NORMAL)`.
 """
 
 import importlib.metadata
@@ -14,16 +14,16 @@ NORMAL = {
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    # Programs are small: threads cost more than they save.
+    # The programs are small, so threads cost more than they save.
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 VERSION = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
 if VERSION <= (0, 7):
-    # At level 0 it compiles the projection of UPGrad in float64 wrongly.
+    # At level 0 this release miscompiles the projection of UPGrad in float64.
     QUICK["xla_backend_optimization_level"] = 1
 if VERSION <= (0, 10):
-    # The older emitters take half the time. Later releases have only the newer ones,
-    # and XLA ends the process at a flag that it does not know.
+    # The older emitters take half the time. Later releases only have the newer ones,
+    # and XLA aborts the process if it does not know a flag.
     NORMAL["xla_cpu_use_fusion_emitters"] = True
     QUICK["xla_cpu_use_fusion_emitters"] = False
 

@@ -1,4 +1,4 @@
-"""Which update near a given one serves the loss that it serves least the best?"""
+"""Maximise the smallest progress of any loss within a ball around a given update."""
 
 import functools
 from typing import NamedTuple
@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_gramian, check_max_iterations, check_number
 from jaxjd._numerics import like, matmul, root, symmetric_part
+from jaxjd.solvers._certificate import Certificate, certificate
 from jaxjd.solvers._face_cg import default_ridge
-from jaxjd.solvers.least_distance import least_distance
+from jaxjd.solvers.least_distance import find_step
 
 
 class BallMaximum(NamedTuple):
@@ -20,14 +21,9 @@ class BallMaximum(NamedTuple):
 
     solution: Float[Array, " m"]
     r"""The multipliers $\mu \succeq 0$: the update is $J^\top (u + \mu)$."""
-    gap: Float[Array, ""]
-    r"""The upper bound on the least progress that $\mu$ proves, less the least progress
-    $\min_i g_i^\top J^\top (u + \mu)$, relative to
-    $\|J^\top u\| (1 + c) \max_i \|g_i\|$: 0 at the solution."""
-    iterations: Int[Array, ""]
-    """Problems of least distance solved."""
-    converged: Bool[Array, ""]
-    """Whether the gap is one that the precision explains."""
+    certificate: Certificate
+    r"""How close the update is to the best, relative to $(1 + c) \|J^\top u\|$. An
+    iteration is a problem of least distance."""
 
 
 class _Search(NamedTuple):
@@ -71,7 +67,7 @@ def maximise_on_ball(
     - `mask`: False for losses that are left out.
     - `max_iterations`: problems of least distance at most.
 
-    **Returns:** $\mu$ and how good it is. NaN or infinity in G gives NaN.
+    **Returns:** $\mu$ and its certificate. NaN or infinity in G gives NaN.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
     floats, `u` or `mask` has not one entry per row of it, `c` is negative or
@@ -179,7 +175,7 @@ def _maximise(
         levels = jnp.where(first, 1, s.level - Gu)
         # A loss without a gradient makes no progress, nor does it ask for any.
         levels = jnp.where(norms == 0, 0, levels)
-        nearest = least_distance(G, levels)
+        nearest = find_step(G, levels)
         mu = nearest.solution
         total = jnp.sum(mu)
         w = mu / jnp.where(total > 0, total, 1)
@@ -236,15 +232,49 @@ def _maximise(
     # A level of 0 within the ball, and none above: zero serves the worst as well.
     nothing = end.stationary & (end.lower >= none)
     mu = jnp.where(nothing, -u, mu)
+    mu = jnp.where(valid, mu, jnp.nan)
+    residual = _residual(*lax.stop_gradient((G, u, mu, present)), c, nothing)
+    return BallMaximum(mu, certificate(residual, end.iterations, end.done))
+
+
+def _residual(
+    G: Float[Array, "m m"],
+    u: Float[Array, " m"],
+    mu: Float[Array, " m"],
+    present: Bool[Array, " m"],
+    c: float | Float[Array, ""],
+    nothing: Bool[Array, ""],
+) -> Float[Array, ""]:
+    r"""The distance to the best update x*, from the gap of the dual problem.
+
+    With $w = \mu / \sum \mu$ and $g = J^\top w$, the update x is the point of the ball
+    where $g^\top x$ is largest, and a ball of radius R is curved:
+    $g^\top (x - x^*) \geq \|g\| \|x - x^*\|^2 / 2R$. And $g^\top x^*$ is at least the
+    least progress along x*, which is at least that along x.
+    """
     total = jnp.sum(mu)
     w = mu / jnp.where(total > 0, total, 1)
-    proven = jnp.where(nothing, 0, bound(w)[0])
-    least = jnp.min(jnp.where(present, matmul(G, u + mu), jnp.inf))
-    size = jnp.sqrt(centre2) * (1 + c) * jnp.max(norms)
-    gap = jnp.where(radius > 0, (proven - least) / jnp.where(size > 0, size, 1), 0)
-    return BallMaximum(
-        jnp.where(valid, mu, jnp.nan),
-        jnp.where(valid, gap, jnp.nan),
-        end.iterations,
-        valid & (gap <= 64 * eps * m**0.5),
-    )
+    norms = jnp.sqrt(jnp.diagonal(G))
+    noise = 2 * float(jnp.finfo(G.dtype).eps) * norms
+
+    def norm(weights):
+        squared = jnp.vdot(weights, matmul(G, weights))
+        return jnp.sqrt(jnp.maximum(squared, 0))
+
+    def size(weights):
+        return jnp.linalg.norm(norms * weights)
+
+    progress = matmul(G, u + mu) - noise * size(u + mu)
+    least = jnp.min(jnp.where(present, progress, jnp.inf))
+    length, centre = norm(w), norm(u)
+    radius = c * centre
+    # What rounding can do to the length of w, and by it to the bound that w proves.
+    longer = jnp.sqrt(jnp.square(length) + jnp.sum(noise * w) * size(w))
+    proven = jnp.vdot(w, matmul(G, u)) + jnp.sum(noise * w) * size(u) + radius * longer
+    gap = jnp.maximum(proven - least, 0)
+    distance = jnp.sqrt(2 * radius * gap / jnp.where(length > 0, length, 1))
+    # No two points of the ball are further apart than its diameter.
+    distance = jnp.where(length > 0, jnp.minimum(distance, 2 * radius), 2 * radius)
+    distance = jnp.where(nothing, norm(u + mu), distance)
+    limit = (1 + c) * centre
+    return jnp.where(radius > 0, distance / jnp.where(limit > 0, limit, 1), 0 * least)

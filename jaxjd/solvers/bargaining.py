@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, check_max_iterations, check_number
 from jaxjd._numerics import like, matmul, symmetric_part, unit_diagonal
+from jaxjd.solvers._certificate import Certificate, certificate, rounding
 from jaxjd.solvers._face_cg import default_ridge
 
 
@@ -19,14 +20,10 @@ class Bargain(NamedTuple):
 
     solution: Float[Array, " m"]
     """The weights."""
-    residual: Float[Array, ""]
-    r"""$\max_i |(Gw)_i w_i^{1/\alpha} - 1|$: how far any loss is from its share."""
-    iterations: Int[Array, ""]
-    """Linear systems solved."""
-    converged: Bool[Array, ""]
-    """Whether the residual is one that the precision explains. False where the point is
-    Pareto-stationary: there is no solution then, and the weights are those of a
-    Gramian with a ridge of the order of rounding."""
+    certificate: Certificate
+    """How close the update is to that of the solution, relative to its own norm.
+    Infinite where the point is Pareto-stationary: there is no solution then, and the
+    weights are those of a Gramian with a ridge of the order of rounding."""
 
 
 def bargain(
@@ -178,16 +175,46 @@ def _bargain(
     z = jnp.where(residual_of(refined) < residual_of(z), refined, z)
 
     w = jnp.where(present, z * jnp.exp(log_w0), 0)
-    residual = residual_of(z)
-    # Sums of products as large as |q z| are rounded: much to a loss whose share is
-    # small, but what is wrong by a hundredth is not a solution.
-    explained = 64 * eps * m**0.5 * jnp.max(jnp.where(present, z**power / q, 0))
-    explained *= jnp.maximum(1, jnp.linalg.norm(jnp.where(present, q * z, 0)))
+    residual = _residual(*lax.stop_gradient((lacking(z), z, q, present)), power=power)
     valid = jnp.all(jnp.isfinite(G))
     w *= jnp.where(largest > 0, largest, 1) ** (-1 / (1 + power))
-    return Bargain(
-        jnp.where(valid, w, jnp.nan),
-        jnp.where(valid, residual, jnp.nan),
-        iterations,
-        valid & (residual <= jnp.minimum(explained, 0.01)),
-    )
+    # Newton's method stops by itself, or where rounding keeps it from standing still.
+    proof = certificate(jnp.where(valid, residual, jnp.nan), iterations, valid)
+    return Bargain(jnp.where(valid, w, jnp.nan), proof)
+
+
+def _residual(
+    lacking: Float[Array, " m"],
+    z: Float[Array, " m"],
+    q: Float[Array, " m"],
+    present: Bool[Array, " m"],
+    *,
+    power: float | Float[Array, ""],
+) -> Float[Array, ""]:
+    r"""The distance to the solution, from what each loss lacks of its share.
+
+    With $s_i = w_i^{-p}$, $p = 1 / \alpha$, the gradient of the function to minimise is
+    $(Gw)_i - s_i = -\ell_i s_i$. As both its terms are convex,
+
+    $$\|d - d^*\|^2 \leq \sum_i \bigl(-\ell_i s_i - (w_i^{*-p} - s_i)\bigr)
+      (w_i - w_i^*) = \sum_i s_i w_i (1 - t_i) (1 - \ell_i - t_i^{-p})$$
+
+    with $t_i = w_i^* / w_i$. The largest value of a term over all $t_i$ is at most
+    $\ell_i \delta_i / 4$, where $\delta_i = (1 - \ell_i)^{-\alpha} - 1$ for a positive
+    $\ell_i$ and $\alpha \ell_i$ for a negative one, by the convexity of $t^{-p}$. And
+    $\|d\|^2 = \sum_i s_i w_i (1 - \ell_i)$.
+    """
+    # Sums of products as large as |q z| are rounded.
+    noise = rounding(jnp.where(present, q * z, 0)) * z**power / q
+    upper = lacking + noise
+    below = upper < 1
+    delta = jnp.where(below, 1 - upper, 1) ** (-1 / power) - 1
+    positive = jnp.where(below, upper * delta, jnp.inf)
+    negative = jnp.square(jnp.minimum(lacking - noise, 0)) / power
+    parts = jnp.where(present, q * q * z ** (1 - power), 0)
+    terms = jnp.where(present, jnp.maximum(positive, negative), 0) * parts / 4
+    squared = jnp.sum(parts * (1 - lacking))
+    known = (squared > 0) & jnp.all(~present | (z > 0))
+    ratio = jnp.sum(terms) / jnp.where(known, squared, 1)
+    none = ~jnp.any(present)
+    return jnp.where(none, 0, jnp.where(known, jnp.sqrt(ratio), jnp.inf))

@@ -1,13 +1,11 @@
 """What is the projection onto the dual cone of the gradients, at any scale?"""
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 
 from jaxjd._checks import (
@@ -18,9 +16,16 @@ from jaxjd._checks import (
 )
 from jaxjd._numerics import add_noise, matmul, normalise_and_regularise, unit_diagonal
 from jaxjd.solvers._apg import apg
-from jaxjd.solvers._certificate import Certificate, certify
-from jaxjd.solvers._face_cg import default_ridge, face_cg
+from jaxjd.solvers._certificate import (
+    Certificate,
+    certificate,
+    distance_bound,
+    rounding,
+    smallest_cosine,
+)
+from jaxjd.solvers._face_cg import FaceCG, default_ridge, face_cg
 from jaxjd.solvers._implicit import differentiable
+from jaxjd.solvers._stationary import restarted
 
 
 class DualConeProjection(NamedTuple):
@@ -29,7 +34,8 @@ class DualConeProjection(NamedTuple):
     solution: Float[Array, "... m"]
     """The weights v of the projections."""
     certificate: Certificate
-    """How well they solve their problem, one number for each row of u."""
+    r"""How close the updates are to the projections, relative to $\|J^\top u\|$, for
+    each row of u."""
 
 
 def project_dual_cone(
@@ -118,34 +124,45 @@ def project_dual_cone(
     u = jnp.asarray(u).astype(G.dtype).reshape(-1, m)
     if initial is not None:
         initial = _broadcast_initial(initial, shape).astype(G.dtype).reshape(-1, m)
-    weights, certificate = _project_rows(
-        u,
-        G,
-        initial,
-        *(
-            None if eps is None else jnp.asarray(eps).astype(G.dtype)
-            for eps in (noise_eps, norm_eps, reg_eps)
-        ),
-        method=method,
-        max_iterations=max_iterations,
+    options = tuple(
+        None if eps is None else jnp.asarray(eps).astype(G.dtype)
+        for eps in (noise_eps, norm_eps, reg_eps)
     )
-    certificate = Certificate(
-        *(a if a.ndim == 0 else a.reshape(shape[:-1]) for a in certificate)
+    weights, solved = project_rows(
+        u, G, initial, *options, method=method, max_iterations=max_iterations
     )
-    return DualConeProjection(weights.reshape(shape), certificate)
+    proof = _certify_rows(solved)
+    proof = Certificate(*(a if a.ndim == 0 else a.reshape(shape[:-1]) for a in proof))
+    return DualConeProjection(weights.reshape(shape), proof)
+
+
+class Solved(NamedTuple):
+    """Rows of problems in the coordinates in which the gradients have norm 1."""
+
+    C: Float[Array, "m m"]
+    b: Float[Array, "k m"]
+    result: FaceCG
 
 
 @functools.partial(jax.jit, static_argnames=("method", "max_iterations"))
-def _project_rows(
-    u, G, initial, noise_eps, norm_eps, reg_eps, *, method, max_iterations
-):
-    """The weights and the certificate for rows u of shape [k, m]."""
+def project_rows(
+    u: Float[Array, "k m"],
+    G: Float[Array, "m m"],
+    initial: Float[Array, "k m"] | None = None,
+    noise_eps: Float[Array, ""] | None = None,
+    norm_eps: Float[Array, ""] | None = None,
+    reg_eps: Float[Array, ""] | None = None,
+    *,
+    method: Literal["face_cg", "apg"] = "face_cg",
+    max_iterations: int | None = None,
+) -> tuple[Float[Array, "k m"], Solved]:
+    """The weights, and what was solved to get them, of arguments that are checked."""
     m, dtype = G.shape[0], G.dtype
 
     # A regularised Gramian is definite; one that is not needs the standing ridge.
     H, ridge = G, default_ridge(m, dtype)
     if reg_eps is not None:
-        norm_eps = 0.0 if norm_eps is None else norm_eps
+        norm_eps = jnp.zeros((), dtype) if norm_eps is None else norm_eps
         H, ridge = normalise_and_regularise(G, norm_eps, reg_eps), 0.0
     scaled = unit_diagonal(H, constant_norms=True)
     if noise_eps is not None:
@@ -162,29 +179,71 @@ def _project_rows(
         x0 = (initial - u) * scaled.norms[None, :] / size
         x0 = jnp.where(jnp.isfinite(x0), jnp.maximum(x0, 0), 0)
 
-    # With half of eps sqrt(m) the last step is as large as the rounding of a product.
-    tolerance = 0.5 * float(jnp.finfo(dtype).eps) * m**0.5
+    tolerance = _tolerance(m, dtype)
     if method == "face_cg":
         solver = functools.partial(
             face_cg, ridge=ridge, max_iterations=max_iterations or 8_000
         )
     else:
         solver = functools.partial(apg, max_iterations=max_iterations or 20_000)
-    solve = differentiable(functools.partial(solver, tolerance=tolerance))
-    result = solve(scaled.C, b, lax.stop_gradient(x0))
+    solver = functools.partial(solver, tolerance=tolerance)
+    if reg_eps is None:
+        solver = restarted(solver, tolerance=tolerance)
+    result = differentiable(solver)(scaled.C, b, lax.stop_gradient(x0))
 
     # Not left to the loop: with m = 1 it has nothing to do, and would not notice.
     valid = jnp.all(jnp.isfinite(G)) & jnp.all(jnp.isfinite(u), axis=-1)
     x = jnp.where(valid[:, None], result.x, jnp.nan)
     v = u + x * size * scaled.inverse_norms[None, :]
-    certificate = _certificate(scaled.C, b, x, result.finished, result.iterations)
-    return v, certificate
+    return v, Solved(scaled.C, b, result._replace(x=x))
 
 
-def _certificate(C, b, x, finished, iterations) -> Certificate:
-    C, b, x = lax.stop_gradient((C, b, x))
-    y = matmul(b + x, C)
-    return certify(C, b, x, y, finished=finished, iterations=iterations)
+def _tolerance(m: int, dtype) -> float:
+    """With it the last step is as large as the rounding of a product by C."""
+    return 0.5 * float(jnp.finfo(dtype).eps) * m**0.5
+
+
+def common_descent(C: Float[Array, "m m"]) -> Float[Array, ""]:
+    """The largest smallest cosine of any vector with unit gradients; 0 if none is.
+
+    It is that of their shortest convex combination. As `least_distance` does it, this
+    is found by projecting the last axis onto the dual cone of the gradients with 1 as
+    their last coordinate, which have norm sqrt(2).
+    """
+    m, dtype = C.shape[0], C.dtype
+    ones = (jnp.diagonal(C) > 0).astype(dtype)
+    across = -ones * 0.5**0.5
+    longer = jnp.block(
+        [
+            [jnp.ones((1, 1), dtype), across[None, :]],
+            [across[:, None], (C + ones[:, None] * ones[None, :]) / 2],
+        ]
+    )
+    b = jnp.zeros((1, m + 1), dtype).at[0, 0].set(1)
+    found = face_cg(
+        longer,
+        b,
+        jnp.zeros_like(b),
+        ridge=default_ridge(m + 1, dtype),
+        tolerance=_tolerance(m + 1, dtype),
+        max_iterations=8_000,
+    )
+    return smallest_cosine(C, found.x[0, 1:])
+
+
+@jax.jit
+def _certify_rows(solved: Solved) -> Certificate:
+    C, b, (x, finished, iterations) = lax.stop_gradient(solved)
+    z = b + x
+    y, at_start = matmul(z, C), matmul(b, C)
+    noise = rounding(z)
+    size2 = jnp.maximum(jnp.sum(b * at_start, axis=-1), 0)
+    # Any point of the problem is closer to the solution than to 0.
+    length2 = jnp.sum(z * y, axis=-1) + noise * jnp.sum(jnp.abs(z), axis=-1)
+    length = jnp.sqrt(jnp.maximum(length2, 0))
+    distance = distance_bound(C, x, y, noise, common_descent(C), jnp.sqrt(size2))
+    size = jnp.sqrt(jnp.where(size2 > 0, size2, 1))
+    return certificate(jnp.minimum(distance, length) / size, iterations, finished)
 
 
 def check_regularisation(
@@ -195,10 +254,8 @@ def check_regularisation(
     """**Raises:** `ValueError` or `TypeError` as `project_dual_cone` does for these."""
     named = {"noise_eps": noise_eps, "norm_eps": norm_eps, "reg_eps": reg_eps}
     for name, value in named.items():
-        if isinstance(value, Tracer) or value is None:
-            continue  # A traced number cannot be checked.
-        known: Any = np.asarray(value).item() if np.ndim(value) == 0 else value
-        check_number(name, known, "[0, inf)")
+        if value is not None:
+            check_number(name, value, "[0, inf)")
     if norm_eps is not None and reg_eps is None:
         raise ValueError(
             "`norm_eps` has no meaning without `reg_eps`: the default works at any "

@@ -4,12 +4,17 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_gramian, check_max_iterations
 from jaxjd._numerics import matmul, unit_diagonal
-from jaxjd.solvers._certificate import Certificate, certify
-from jaxjd.solvers.dual_cone import project_dual_cone
+from jaxjd.solvers._certificate import (
+    Certificate,
+    certificate,
+    distance_bound,
+    rounding,
+)
+from jaxjd.solvers.dual_cone import common_descent, project_rows
 
 
 class LeastDistance(NamedTuple):
@@ -21,9 +26,9 @@ class LeastDistance(NamedTuple):
     feasible: Bool[Array, ""]
     """Whether there is such a step, as far as the precision can tell."""
     certificate: Certificate
-    r"""How well the KKT conditions hold, with $d = \sqrt{\operatorname{diag} G}$,
-    $x = d \circ \mu$, $y = (G \mu - h) / d$ and $s = \|x\|_2$, in place of those of the
-    projection. If infeasible, those of the projection that found the proof."""
+    r"""How close the step is to the shortest one, relative to its own norm. If
+    infeasible, how close $J^\top \mu$ is to 0, relative to $\sum_j \mu_j \|g_j\|$.
+    Infinite if the gradients whose levels are owed have no common descent."""
 
 
 def least_distance(
@@ -67,7 +72,28 @@ def least_distance(
             f"`levels` must have shape ({m},), as `gramian` has shape {G.shape}. "
             f"Got {jnp.shape(levels)}."
         )
-    h = jnp.asarray(levels).astype(G.dtype)
+    step = find_step(G, jnp.asarray(levels).astype(G.dtype), max_iterations)
+    proof = certificate(relative_residual(step), step.iterations, step.finished)
+    return LeastDistance(step.solution, step.feasible, proof)
+
+
+class Step(NamedTuple):
+    """A least distance, in the coordinates in which the gradients have norm 1, too."""
+
+    solution: Float[Array, " m"]
+    feasible: Bool[Array, ""]
+    C: Float[Array, "m m"]
+    heights: Float[Array, " m"]
+    x: Float[Array, " m"]
+    finished: Bool[Array, ""]
+    iterations: Int[Array, ""]
+
+
+def find_step(
+    G: Float[Array, "m m"], h: Float[Array, " m"], max_iterations: int | None = None
+) -> Step:
+    """What [`least_distance`][] does, with arguments that are checked."""
+    m = G.shape[0]
     scaled = unit_diagonal(G, constant_norms=True)
     zero = scaled.norms == 0
 
@@ -84,8 +110,8 @@ def least_distance(
         ]
     )
     target = jnp.zeros(m + 1, G.dtype).at[0].set(1)
-    projection = project_dual_cone(target, longer, max_iterations=max_iterations)
-    unscaled = projection.solution[1:]
+    weights, solved = project_rows(target[None], longer, max_iterations=max_iterations)
+    unscaled = weights[0, 1:]
     # What is left of p, |r|^2, is 1 / (1 + |x|^2 / sigma^2).
     left = 1 - jnp.sum(e * unscaled)
     rounding = 8 * float(jnp.finfo(G.dtype).eps) * (m + 1) ** 0.5
@@ -94,21 +120,36 @@ def least_distance(
     x = jnp.where(owed, unscaled * sigma, 0) / jnp.where(feasible & owed, left, 1)
     solution = x * scaled.inverse_norms
 
-    C, x, heights = lax.stop_gradient((scaled.C, x, heights))
-    y = jnp.where(zero, 0, matmul(C, x) - heights)
-    certificate = certify(
-        C,
-        jnp.zeros((1, m), G.dtype),
-        x[None],
-        y[None],
-        finished=projection.certificate.converged[None],
-        iterations=projection.certificate.iterations,
-    )
-    certificate = Certificate(
-        *(
-            jnp.where(feasible, ours.reshape(()), proof)
-            for ours, proof in zip(certificate, projection.certificate, strict=True)
-        )
-    )
     valid = jnp.all(jnp.isfinite(G)) & jnp.all(jnp.isfinite(h))
-    return LeastDistance(jnp.where(valid, solution, jnp.nan), feasible, certificate)
+    solution = jnp.where(valid, solution, jnp.nan)
+    return Step(
+        solution,
+        feasible,
+        scaled.C,
+        jnp.where(zero, 0, heights),
+        jnp.where(valid, x, jnp.nan),
+        solved.result.finished[0],
+        solved.result.iterations,
+    )
+
+
+def relative_residual(step: Step) -> Float[Array, ""]:
+    """What the certificate says."""
+    _, feasible, C, heights, x, _, _ = lax.stop_gradient(step)
+    product = matmul(C, x)
+    y = product - heights
+    noise = rounding(x) + 2 * float(jnp.finfo(x.dtype).eps) * jnp.max(jnp.abs(heights))
+    total = jnp.sum(x)
+    length = jnp.sqrt(jnp.maximum(jnp.vdot(x, product) + rounding(x) * total, 0))
+
+    descent = common_descent(C)
+    missing = jnp.max(jnp.where(jnp.diagonal(C) > 0, jnp.maximum(-y, 0) + noise, 0))
+    # A step along the common descent makes up for what is missing, so the shortest
+    # step is no longer than the two together.
+    further = jnp.where(descent > 0, missing / jnp.where(descent > 0, descent, 1), 0)
+    distance = distance_bound(
+        C, x[None], y[None], noise[None], descent, (length + further)[None]
+    )[0]
+    of_step = jnp.where(length > 0, distance / jnp.where(length > 0, length, 1), 0)
+    of_proof = length / jnp.where(total > 0, total, 1)
+    return jnp.where(feasible, of_step, of_proof)

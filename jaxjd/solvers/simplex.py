@@ -7,9 +7,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, check_max_iterations
-from jaxjd._numerics import UnitDiagonal, matmul, unit_diagonal
-from jaxjd.solvers._certificate import Certificate
-from jaxjd.solvers.least_distance import least_distance
+from jaxjd._numerics import matmul, unit_diagonal
+from jaxjd.solvers._certificate import Certificate, certificate, rounding
+from jaxjd.solvers.least_distance import Step, find_step, relative_residual
 
 
 class SimplexMinimum(NamedTuple):
@@ -18,13 +18,8 @@ class SimplexMinimum(NamedTuple):
     solution: Float[Array, " m"]
     """The weights of the combination."""
     certificate: Certificate
-    r"""How well the KKT conditions hold.
-
-    Here, with $d = \sqrt{\operatorname{diag} G}$, $s = \|d \circ \alpha\|_2$ and
-    $y_j = ((G \alpha)_j - \alpha^\top G \alpha) / (s \max(d_j, s))$, `primal` is how
-    far the weights are from the simplex, `dual` is $\max_j (-y_j)_+$ and
-    `complementarity` is $\max_j \alpha_j d_j |y_j| / s$.
-    """
+    r"""How close the combination is to the shortest, relative to
+    $\sum_j \alpha_j \|g_j\|$."""
 
 
 def minimise_on_simplex(
@@ -69,7 +64,7 @@ def minimise_on_simplex(
     zero = (scaled.norms == 0) & present
     # Those without a gradient are not owed any progress, so that the rest is solved.
     levels = jnp.where(scaled.norms == 0, 0, 1).astype(G.dtype)
-    shortest = least_distance(G, levels, max_iterations=max_iterations)
+    shortest = find_step(G, levels, max_iterations)
 
     any_zero = jnp.any(zero)
     combined = jnp.where(any_zero, zero.astype(G.dtype), shortest.solution)
@@ -77,36 +72,29 @@ def minimise_on_simplex(
     # Only where every loss is missing is there nothing to combine.
     weights = combined / jnp.where(total == 0, 1, total)
     weights = jnp.where(jnp.all(jnp.isfinite(G)), weights, jnp.nan)
-    certificate = _certify(scaled, weights, shortest.certificate)
-    return SimplexMinimum(weights, certificate)
-
-
-def _certify(
-    scaled: UnitDiagonal, weights: Float[Array, " m"], projection: Certificate
-) -> Certificate:
-    C, weights = lax.stop_gradient((scaled.C, weights))
-    m, eps = weights.shape[0], float(jnp.finfo(weights.dtype).eps)
-    norms = scaled.norms
-    size = jnp.linalg.norm(norms * weights)
-    share = norms * weights / jnp.where(size > 0, size, 1)
-    cosines = matmul(C, share)
-    # Divided by the larger of two norms: rounding moves the minimum by eps size^2.
-    largest = jnp.maximum(norms, size)
-    largest = jnp.where(largest > 0, largest, 1)
-    slack = (norms * cosines - size * jnp.sum(share * cosines)) / largest
-    # What is left out is not compared.
-    slack = jnp.where(norms > 0, slack, 0)
-    primal = jnp.abs(jnp.sum(weights) - 1) + jnp.max(jnp.maximum(-weights, 0))
-    dual = jnp.max(jnp.maximum(-slack, 0))
-    complementarity = jnp.max(jnp.abs(share * slack))
-    bound = 32 * eps * (m + 1) ** 0.5
-    residual = jnp.maximum(jnp.maximum(primal, dual), complementarity)
-    # With zero gradients the answer does not come from the projection.
-    finished = projection.converged | jnp.any(norms == 0)
-    return Certificate(
-        primal,
-        dual,
-        complementarity,
-        projection.iterations,
-        finished & (residual <= bound),
+    residual = _residual(
+        *lax.stop_gradient((scaled.C, scaled.norms * weights, shortest))
     )
+    # With zero gradients the answer does not come from the search.
+    residual = jnp.where(any_zero, weights[0] * 0, residual)
+    proof = certificate(residual, shortest.iterations, shortest.finished | any_zero)
+    return SimplexMinimum(weights, proof)
+
+
+def _residual(
+    C: Float[Array, "m m"], shares: Float[Array, " m"], shortest: Step
+) -> Float[Array, ""]:
+    """The combination d is the shortest step over its squared norm.
+
+    This inversion turns the distance of two steps into that of their combinations,
+    times the norm of one and over that of the other.
+    """
+    total = jnp.sum(shares)
+    squared = jnp.vdot(shares, matmul(C, shares)) + rounding(shares) * total
+    length = jnp.sqrt(jnp.maximum(squared, 0))
+    relative = relative_residual(shortest)
+    bounded = relative < 0.5
+    # No point of the hull is further from the shortest than from 0.
+    relative = jnp.where(bounded, relative / jnp.where(bounded, 1 - relative, 1), 1)
+    relative = jnp.where(shortest.feasible, relative, 1)
+    return relative * length / jnp.where(total > 0, total, 1)

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_number, check_vector
-from jaxjd.solvers import Certificate, maximise_on_ball
+from jaxjd.solvers import maximise_on_ball
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._weighting import Weighting
@@ -36,10 +35,7 @@ def cagrad(
     - `preference`: $u \succeq 0$, m numbers: $g_0 = J^\top u$. By default $1/m$ for
       each loss.
     - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
-      last step: its `complementarity` is the gap between the least progress and the
-      bound on it that the dual proves, and its iterations are problems of least
-      distance.
-      `optax.tree.get(opt_state, "certificate")` finds it.
+      last step. `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `c` is not a number in [0, inf) or
     `preference` is not a vector of finite nonnegative reals. When used, `ValueError` if
@@ -52,11 +48,9 @@ def cagrad(
     if preference is not None:
         checked = check_vector("preference", preference, nonnegative=True)
 
-    def cagrad_weights(gramian, mask):
+    def cagrad_weights(gramian, mask, state, _):
         centre = preference_or_mean(checked, gramian, mask)
         best = maximise_on_ball(gramian, centre, c, mask=mask)
-        zero = jnp.zeros_like(best.gap)
-        certificate = Certificate(zero, zero, best.gap, best.iterations, best.converged)
-        return centre + best.solution, certificate
+        return centre + best.solution, state, best.certificate
 
     return certified(cagrad_weights, certificate=certificate)

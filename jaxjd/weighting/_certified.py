@@ -1,20 +1,21 @@
-"""Where does a user read whether the solver behind a weighting has converged?
+"""Keep the solver's certificate in the state of a weighting, for those who ask.
 
-In the state. Made with `certificate=True`, a weighting that solves a problem keeps
-there how well it solved it in the last step. `optax.tree.get(opt_state, "certificate")`
-finds it in the state of a chain. By default nothing is kept and nothing is computed.
+Made with `certificate=True`, a weighting that solves a problem keeps in its state how
+well it solved it in the last step. `optax.tree.get(opt_state, "certificate")` finds it
+in the state of a chain. Without, nothing is kept and nothing is computed.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import present_only
 from jaxjd.solvers import Certificate
-from jaxjd.weighting._weighting import Weighting, stateless
+from jaxjd.weighting._weighting import Weighting, keep_unless
 
 
 class CertifiedState(NamedTuple):
@@ -22,42 +23,62 @@ class CertifiedState(NamedTuple):
 
     certificate: Certificate
     """Of the last step: the worst of all rows in every field, each a scalar."""
+    state: Any
+    """What the weighting keeps besides."""
+
+
+Solve = Callable[
+    [Float[Array, "m m"], Bool[Array, " m"], Any, Certificate],
+    tuple[Float[Array, " m"], Any, Certificate],
+]
 
 
 def certified(
-    solve: Callable[
-        [Float[Array, "m m"], Bool[Array, " m"]], tuple[Float[Array, " m"], Certificate]
-    ],
+    solve: Solve,
     *,
+    init: Callable[[], Any] = optax.EmptyState,
     certificate: bool,
 ) -> Weighting:
-    """A weighting from a function of a checked Gramian and a mask that certifies.
+    """A weighting that solves a problem, and keeps the certificate if asked to.
 
-    The function sees zeros in the rows and columns of the losses that are missing.
+    A batch that is not finite gives NaN weights and leaves the state as it was, except
+    the certificate, which says that nothing was solved.
+
+    **Arguments:**
+
+    - `solve`: from a checked Gramian, a mask, the state and the last certificate to the
+      weights, the state and the certificate. It sees zeros in the rows and columns of
+      the losses that are missing.
+    - `init`: makes the state.
+    - `certificate`: whether it is kept.
     """
-    if not certificate:
-        return stateless(lambda gramian, mask: solve(gramian, mask)[0])
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
-        weights, of_rows = solve(*present_only(gramian, mask))
-        return weights, CertifiedState(worst(of_rows, state.certificate))
+        gramian, mask = present_only(gramian, mask)
+        last, kept = state if certificate else (unused(), state)
+        weights, new, proof = solve(gramian, mask, kept, last)
+        finite = jnp.isfinite(gramian).all()
+        weights = jnp.where(finite, weights, jnp.nan)
+        proof = proof._replace(converged=proof.converged & finite)
+        new = keep_unless(finite, new, kept)
+        return weights, CertifiedState(_worst(proof, last), new) if certificate else new
 
-    return Weighting(lambda: CertifiedState(unused()), update)
+    def init_with_certificate():
+        return CertifiedState(unused(), init())
+
+    return Weighting(init_with_certificate if certificate else init, update)
 
 
 def unused() -> Certificate:
     """The certificate before the first step, in which nothing was solved."""
-    zero = jnp.zeros(())
-    return Certificate(zero, zero, zero, jnp.zeros((), jnp.int32), jnp.array(True))
+    return Certificate(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.array(True))
 
 
-def worst(certificate: Certificate, like: Certificate) -> Certificate:
+def _worst(certificate: Certificate, like: Certificate) -> Certificate:
     """The worst of the rows in every field, in the types of another certificate."""
     new = Certificate(
-        jnp.max(certificate.primal),
-        jnp.max(certificate.dual),
-        jnp.max(certificate.complementarity),
+        jnp.max(certificate.residual),
         certificate.iterations,
         jnp.all(certificate.converged),
     )

@@ -1,10 +1,9 @@
 """FairGrad: share the progress between the losses alpha-fairly."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_number
-from jaxjd.solvers import Bargain, Certificate, bargain
+from jaxjd.solvers import bargain
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
 
@@ -26,7 +25,7 @@ def fairgrad(
 
     - `alpha`: in (0, inf).
     - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
-      last step: its `dual` is $\max_i |(Gw)_i w_i^{1/\alpha} - 1|$.
+      last step.
       `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `alpha` is not a number in (0, inf).
@@ -35,14 +34,8 @@ def fairgrad(
     """
     alpha = check_number("alpha", alpha, "(0, inf)")
 
-    def fairgrad_weights(gramian, mask):
+    def fairgrad_weights(gramian, mask, state, _):
         solved = bargain(gramian, alpha=alpha, mask=mask)
-        return solved.solution, bargain_certificate(solved)
+        return solved.solution, state, solved.certificate
 
     return certified(fairgrad_weights, certificate=certificate)
-
-
-def bargain_certificate(solved: Bargain) -> Certificate:
-    """The residual of the equations, which are what is dual to the weights."""
-    zero = jnp.zeros_like(solved.residual)
-    return Certificate(zero, solved.residual, zero, solved.iterations, solved.converged)

@@ -43,8 +43,9 @@ def mgda(
     """
     if frank_wolfe_steps is None:
 
-        def mgda_weights(gramian, mask):
-            return minimise_on_simplex(gramian, mask=mask)
+        def mgda_weights(gramian, mask, state, _):
+            found = minimise_on_simplex(gramian, mask=mask)
+            return found.solution, state, found.certificate
 
         return certified(mgda_weights, certificate=certificate)
 

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxjd._checks import check_integer, check_num_losses, check_number, known
 from jaxjd._numerics import like, matmul, root
-from jaxjd.solvers import Certificate, bargain
-from jaxjd.weighting._certified import unused, worst
-from jaxjd.weighting._fairgrad import bargain_certificate
-from jaxjd.weighting._weighting import Weighting, stateful
+from jaxjd.solvers import bargain
+from jaxjd.weighting._certified import certified
+from jaxjd.weighting._weighting import Weighting
 
 
 class NashMTLState(NamedTuple):
@@ -22,9 +21,6 @@ class NashMTLState(NamedTuple):
     """The last weights that were solved for, before their norm was limited."""
     count: Int[Array, ""]
     """How many steps there were."""
-    certificate: Certificate | None
-    r"""How well those weights solve the problem: `dual` is
-    $\max_i |(Gw)_i w_i - 1|$. None unless `certificate` is true."""
 
 
 def nash_mtl(
@@ -66,32 +62,26 @@ def nash_mtl(
     checked = check_number("max_norm", max_norm, "[0, inf)")
 
     def init():
-        return NashMTLState(
-            jnp.ones(known("num_losses", size)),
-            jnp.zeros((), jnp.int32),
-            unused() if certificate else None,
-        )
+        m = known("num_losses", size)
+        return NashMTLState(jnp.ones(m), jnp.zeros((), jnp.int32))
 
-    def nash_mtl_weights(gramian, mask, state):
+    def nash_mtl_weights(gramian, mask, state, last):
         check_num_losses(len(state.weights), gramian)
 
-        def solve(state):
+        def solve():
             solved = bargain(gramian, alpha=1.0, mask=mask)
-            weights = solved.solution.astype(state.weights.dtype)
-            certificate = state.certificate
-            if certificate is not None:
-                certificate = worst(bargain_certificate(solved), certificate)
-            return state._replace(weights=weights, certificate=certificate)
+            found = solved.solution, solved.certificate
+            return jax.tree.map(like, found, (state.weights, last))
 
         due = state.count % period == 0
-        state = lax.cond(due, solve, lambda state: state, state)
-        weights = jnp.where(mask, state.weights.astype(gramian.dtype), 0)
+        chosen, proof = lax.cond(due, solve, lambda: (state.weights, last))
+        weights = jnp.where(mask, chosen.astype(gramian.dtype), 0)
         limit = like(checked, gramian)
         norm = root(jnp.vdot(weights, matmul(gramian, weights)))
         over = (norm > limit) & (limit > 0)
         weights = jnp.where(over, weights / jnp.where(over, norm, 1), weights)
         weights = jnp.where(over, weights * limit, weights)
-        return weights, state._replace(count=state.count + 1)
+        return weights, NashMTLState(chosen, state.count + 1), proof
 
     # Without `jit`, its `cond` would be compiled anew at each step outside of any.
-    return stateful(init, jax.jit(nash_mtl_weights))
+    return certified(jax.jit(nash_mtl_weights), init=init, certificate=certificate)

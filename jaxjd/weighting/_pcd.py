@@ -16,9 +16,9 @@ from jaxjd._checks import (
     known,
 )
 from jaxjd._numerics import like, matmul, root
-from jaxjd.solvers import Certificate, least_distance
-from jaxjd.weighting._certified import unused, worst
-from jaxjd.weighting._weighting import Weighting, stateful
+from jaxjd.solvers import least_distance
+from jaxjd.weighting._certified import certified
+from jaxjd.weighting._weighting import Weighting
 
 
 class PCDState(NamedTuple):
@@ -28,8 +28,6 @@ class PCDState(NamedTuple):
     """The moving average of the squared norms of the gradients, not debiased."""
     counts: Int[Array, " m"]
     """How many steps each loss took part in."""
-    certificate: Certificate | None
-    """Of the last problem of least distance. None unless `certificate` is true."""
 
 
 def pcd(
@@ -78,13 +76,9 @@ def pcd(
 
     def init():
         m = known("num_losses", size)
-        return PCDState(
-            jnp.zeros(m),
-            jnp.zeros(m, jnp.int32),
-            unused() if certificate else None,
-        )
+        return PCDState(jnp.zeros(m), jnp.zeros(m, jnp.int32))
 
-    def pcd_weights(gramian, mask, state):
+    def pcd_weights(gramian, mask, state, _):
         m = check_num_losses(len(state.counts), gramian)
         dtype = gramian.dtype
         decay, eps = like(checked_decay, gramian), like(checked_eps, gramian)
@@ -115,13 +109,9 @@ def pcd(
         exists &= seen[0] > 0
         ratio = jnp.where(exists, seen[0] / jnp.where(exists, norm2, 1), 0)
         weights = weights * scales * root(ratio)
+        return weights, PCDState(average, counts), shortest.certificate
 
-        certificate = state.certificate
-        if certificate is not None:
-            certificate = worst(shortest.certificate, certificate)
-        return weights, PCDState(average, counts, certificate)
-
-    return stateful(init, pcd_weights)
+    return certified(pcd_weights, init=init, certificate=certificate)
 
 
 def check_fractions(

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd._checks import check_integer, check_num_losses, known, present_only
-from jaxjd.solvers import Certificate, project_dual_cone
+from jaxjd._checks import check_integer, check_num_losses, known
+from jaxjd.solvers import project_dual_cone
 from jaxjd.solvers.dual_cone import check_regularisation
-from jaxjd.weighting._certified import unused, worst
+from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
 
 # The rounding of float32, in float64 too: the choice of a precision should not change
@@ -19,14 +19,11 @@ NOISE_EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 class ProjectionState(NamedTuple):
-    """The state of UPGrad and DualProj."""
+    """The state of UPGrad and DualProj that start warm."""
 
-    solution: Float[Array, "... m"] | None
+    solution: Float[Array, "... m"]
     """The weights of the last projections, with which the next search begins: [m, m]
-    for UPGrad, [m] for DualProj. None without `warm_start`."""
-    certificate: Certificate | None
-    """Of the last step: the worst of all rows in every field, each a scalar. None
-    without `certificate`."""
+    for UPGrad, [m] for DualProj."""
 
 
 def projection(
@@ -61,16 +58,12 @@ def projection(
         )
 
     def init():
-        if not (warm_start or certificate):
+        # The latter is checked above.
+        if not warm_start or size is None:
             return optax.EmptyState()
-        solution = None
-        if warm_start and size is not None:  # The latter is checked above.
-            solution = jnp.zeros(shape(known("num_losses", size)))
-        return ProjectionState(solution, unused() if certificate else None)
+        return ProjectionState(jnp.zeros(shape(known("num_losses", size))))
 
-    def update(gramian, state, /, *, mask=None, **extra_args):
-        del extra_args  # For other links of the chain.
-        gramian, mask = present_only(gramian, mask)
+    def solve(gramian, mask, state, _):
         if warm_start:
             check_num_losses(len(state.solution.T), gramian)
         elif isinstance(size, int):
@@ -83,14 +76,9 @@ def projection(
             reg_eps=reg_eps,
             initial=state.solution if warm_start else None,
         )
-        if certificate:
-            worst_row = worst(projected.certificate, state.certificate)
-            state = state._replace(certificate=worst_row)
         if warm_start:
-            # After a batch that is not finite this is NaN, from which the solver does
-            # not begin: the next search is a cold one.
-            solution = projected.solution.astype(state.solution.dtype)
-            state = state._replace(solution=solution)
-        return projected.solution.reshape(-1, gramian.shape[0]).sum(axis=0), state
+            state = ProjectionState(projected.solution)
+        weights = projected.solution.reshape(-1, gramian.shape[0]).sum(axis=0)
+        return weights, state, projected.certificate
 
-    return Weighting(init, update)
+    return certified(solve, init=init, certificate=certificate)

@@ -22,7 +22,7 @@ NAMES = ["mean loss", "upgrad", "upgrad, TorchJD"]
 
 
 class Small(nn.Module):
-    """In place of the CNN, which takes long to compile."""
+    """A small model in place of the CNN, which takes long to compile."""
 
     @nn.compact
     def __call__(self, image):
@@ -37,7 +37,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def two_equal_runs(digits, tmp_path_factory):
-    """What `main` returns and where it wrote, twice with the same options."""
+    """Run `main` twice with the same options: its results and output folders."""
 
     def load_few_digits(examples):
         train, test = digits
@@ -151,7 +151,7 @@ def test_counts_conflicts_with_the_examples_that_are_not_fitted(monkeypatch):
         "example_losses_and_jac",
         jaxjd.value_and_jac(linear, in_axes=(None, 0, 0)),
     )
-    # The last is fitted. Their mean conflicts with the second.
+    # The last example is fitted. The mean gradient conflicts with the second example.
     gradients = np.float32([[-4, 1, 1], [6, 1, 1], [-100, 0, 0]])
     losses = np.float32([1, 1, 0])
     counts = mnist_iwrm.count_conflicts(

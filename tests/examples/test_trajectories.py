@@ -1,4 +1,4 @@
-"""Do the trajectories lead where they are said to, and is no aggregator forgotten?"""
+"""The trajectories are right, and no aggregator is missing."""
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +35,14 @@ def test_every_path_has_its_steps(descents_and_folder):
 
 
 def test_the_mean_descends_as_computed_by_hand(descents_and_folder):
-    """On EWQ each step of the mean takes the learning rate's part of each parameter."""
+    """On EWQ each step of the mean shrinks the parameters by the learning rate."""
     descents, _ = descents_and_folder
     mean, total, _ = descents["EWQ"]
     start = mean.paths[:, 0]
     np.testing.assert_allclose(start[0], [3, -2])
     end = start * (1 - 0.075) ** 3
     np.testing.assert_allclose(mean.paths[:, -1], end, rtol=1e-5)
-    np.testing.assert_allclose(total.paths, mean.paths, rtol=1e-5)  # At half the rate.
+    np.testing.assert_allclose(total.paths, mean.paths, rtol=1e-5)  # Half the rate.
     # The front is the origin.
     distance = np.linalg.norm(end**2, axis=1).mean()
     assert mean.distance == pytest.approx(distance, rel=1e-5)
@@ -68,7 +68,7 @@ def test_the_table_shows_the_numbers(descents_and_folder):
 
 def test_the_pareto_set_is_where_the_gradients_are_opposed():
     problem = trajectories.convex_quadratic_form()
-    # Nearer to an end the gradient that vanishes there drowns in rounding.
+    # Near each end one gradient vanishes and is only rounding.
     points = jnp.asarray(problem.pareto_set[400:-400])
     gradients = jax.vmap(jax.jacrev(problem.losses))(points)
     first, second = np.moveaxis(np.asarray(gradients), 1, 0)

@@ -23,7 +23,7 @@ def test_the_equations_hold(x64, alpha):
         J = problems.spread(rng, family(rng, 8), 2)
         result = solvers[alpha](J @ J.T)
         w = np.asarray(result.solution)
-        assert result.converged
+        assert result.certificate.converged
         assert w.min() > 0
         np.testing.assert_allclose((J @ (J.T @ w)) * w ** (1 / alpha), 1, rtol=1e-11)
 
@@ -34,10 +34,26 @@ def test_float32_at_any_scale(alpha, scale):
     rng = np.random.default_rng(1)
     J, G = problems.gramian32(scale * problems.spread(rng, problems.normal(rng, 8), 1))
     result = solvers[alpha](G)
-    assert result.converged
+    assert result.certificate.converged
     w = np.asarray(result.solution, float)
     # A share is a sum of products that are larger than it.
     np.testing.assert_allclose((J @ (J.T @ w)) * w ** (1 / alpha), 1, rtol=2e-5)
+
+
+@pytest.mark.parametrize("alpha", solvers)
+@pytest.mark.parametrize("max_iterations", [1, 2, 3])
+def test_the_certificate_bounds_the_distance(x64, alpha, max_iterations):
+    rng = np.random.default_rng(2)
+    J = problems.spread(rng, problems.normal(rng, 8), 1)
+    G = J @ J.T
+    result = bargain(G, alpha=alpha, max_iterations=max_iterations)
+    update, expected = result.solution @ J, solvers[alpha](G).solution @ J
+    distance = np.linalg.norm(update - expected) / np.linalg.norm(update)
+    assert distance <= result.certificate.residual
+    # And is no further from it than it must be.
+    assert distance > 1e-9
+    if result.certificate.residual < 0.5:
+        assert result.certificate.residual <= 10 * distance
 
 
 def test_orthogonal_gradients_have_a_closed_form():
@@ -50,7 +66,7 @@ def test_orthogonal_gradients_have_a_closed_form():
 def test_a_pareto_stationary_point_has_no_solution():
     J = np.array([[1.0, 0], [-1.0, 0], [0, 1.0]], np.float32)
     result = solvers[1.0](J @ J.T)
-    assert not result.converged
+    assert not result.certificate.converged
     w = np.asarray(result.solution, float)
     assert np.isfinite(w).all()
     # What is left of the two that cancel is nothing beside their weights.
@@ -64,7 +80,7 @@ def test_zero_missing_and_nan():
     np.testing.assert_allclose(masked.solution, [1, 0, 1], rtol=1e-6)
     result = solvers[1.0](G * np.nan)
     assert np.isnan(result.solution).all()
-    assert not result.converged
+    assert not result.certificate.converged
 
 
 def test_bad_input_is_refused():

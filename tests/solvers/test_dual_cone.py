@@ -114,7 +114,12 @@ def test_small_integer_jacobians_meet_the_kkt_conditions(J, u):
     assert (v @ G).min() >= -1e-12 * size
     # At a stationary point v, hence the product, is exact to the root of rounding.
     assert np.abs((v - rows) * (v @ G)).max() <= 1e-9 * size * longest
-    assert result.certificate.converged.all()
+    # Some of these points are Pareto-stationary, where not even float64 can prove that
+    # the update should not be 0. But the search ends, and what is proven is small.
+    proof = result.certificate
+    assert proof.iterations < 8_000
+    converged, residual = np.asarray(proof.converged), np.asarray(proof.residual)
+    assert (converged | (residual > 1e-6)).all()
 
 
 def test_noise_is_a_part_of_its_own_for_every_gradient(x64):
@@ -159,22 +164,47 @@ def test_the_documented_example():
     np.testing.assert_allclose(torchjd, [0.2929, 1.9004, 1.9004], atol=1e-4)
 
 
-def test_the_certificate_is_that_of_the_returned_weights():
-    rng = np.random.default_rng(2)
-    G = problems.gramian32(problems.opposed(rng, M))[1]
-    u = rows_of_every_kind(rng).astype(np.float32)
-    result = project_dual_cone(u, G, max_iterations=2)
-    d, v = np.sqrt(np.diagonal(G)), np.asarray(result.solution)
-    size = np.maximum(np.linalg.norm(d * v, axis=1), np.linalg.norm(d * u, axis=1))
-    dual = np.maximum(-(v @ G) / d, 0).max(axis=1) / size
-    np.testing.assert_allclose(result.certificate.dual, dual, atol=1e-6)
-    products = np.abs(d * (v - u) * (v @ G) / d).max(axis=1) / size**2
-    complementarity = result.certificate.complementarity
-    np.testing.assert_allclose(complementarity, products, atol=1e-6)
-    # Two iterations are not enough, and it says so.
-    assert result.certificate.iterations == 2
-    assert result.certificate.dual.max() > 1e-3
-    assert not result.certificate.converged.all()
+@pytest.mark.parametrize("max_iterations", [2, 5, None])
+def test_the_certificate_bounds_the_distance(max_iterations):
+    u = rows_of_every_kind(np.random.default_rng(2)).astype(np.float32)
+    for number, family in enumerate(problems.NOT_STATIONARY):
+        rng = np.random.default_rng([2, number])
+        J = problems.spread(rng, family(rng, M), number % 4)
+        G = problems.gramian32(J)[1]
+        result = project_dual_cone(u, G, max_iterations=max_iterations)
+        # Of the rounded Gramian, as the solver does not know J.
+        rows = problems.factor(G.astype(float))
+        exact = problems.exact_projections(rows, u.astype(float))
+        distance = np.linalg.norm((result.solution - exact) @ rows, axis=1)
+        distance /= np.linalg.norm(u @ rows, axis=1)
+        residual = result.certificate.residual
+        assert (distance <= residual + 1e-6).all()  # The reference is rounded, too.
+        if max_iterations is None:
+            # The root of rounding, over the opening of the cone.
+            assert residual.max() <= 0.05
+            assert result.certificate.converged.all()
+        if max_iterations == 2:
+            # Two iterations are seldom enough, and it says so.
+            assert result.certificate.iterations <= 2
+            wrong = distance > 256 * EPS**0.5
+            assert not result.certificate.converged[wrong].any()
+
+
+@pytest.mark.parametrize(
+    ("seed", "shape"), [(630228926, (30, 15)), (47400023, (17, 9))]
+)
+def test_a_point_whose_stationarity_is_hard_to_see(seed, shape):
+    """Their Gramians are exact in float32, and the update is 0, by huge weights."""
+    J = np.random.RandomState(seed).randint(-2, 3, shape).astype(np.float32)
+    u = np.concatenate([np.eye(len(J)), np.ones((1, len(J)))]).astype(np.float32)
+    result = project_dual_cone(u, J @ J.T)
+    update = np.asarray(result.solution, float) @ J
+    relative = np.linalg.norm(update, axis=1) / np.linalg.norm(u @ J, axis=1)
+    # A search that does not begin again leaves half of the mean gradient.
+    assert relative.max() <= 0.03
+    assert np.linalg.norm(update[:-1].sum(0)) <= 0.03 * np.linalg.norm(u[-1] @ J)
+    # Nothing near as good can be proven in float32, and it says so.
+    assert (relative <= result.certificate.residual).all()
 
 
 def test_starting_at_the_solution_ends_sooner_at_the_same_place():
@@ -212,7 +242,7 @@ def test_leading_axes_of_u_are_kept():
     _, G = problems.gramian32(problems.normal(rng, M))
     u = rows_of_every_kind(rng).astype(np.float32)
     result = project_dual_cone(u.reshape(2, 6, M), G)
-    assert result.certificate.dual.shape == (2, 6)
+    assert result.certificate.residual.shape == (2, 6)
     flat = project_dual_cone(u, G).solution
     np.testing.assert_array_equal(result.solution, flat.reshape(2, 6, M))
     one = project_dual_cone(u[8], G)

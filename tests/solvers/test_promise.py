@@ -41,14 +41,14 @@ def upgrad_batch(G, noise_eps):
     m = len(G)
     u = jnp.eye(m, dtype=G.dtype) / m
     result = project_dual_cone(u, G, noise_eps=noise_eps)
-    return result.solution.sum(0), result.certificate.converged.all()
+    return result.solution.sum(0), result.certificate.iterations
 
 
 def upgrad(gramians, noise_eps=0.0):
-    """The weights for up to 72 Gramians. All must converge."""
+    """The weights for up to 72 Gramians. No search may end at its cap."""
     batch = np.resize(np.stack(gramians), (BATCH, *gramians[0].shape))
-    weights, converged = upgrad_batch(batch, noise_eps)
-    assert converged.all()
+    weights, iterations = upgrad_batch(batch, noise_eps)
+    assert iterations.max() < 8_000
     assert np.isfinite(weights).all()
     return np.asarray(weights, float)[: len(gramians)]
 

@@ -40,7 +40,7 @@ def test_a_function_of_the_user(params, jac):
 
 
 def test_a_weighting_with_state(params, jac):
-    """The state lives in the state of the optimizer, and nowhere else."""
+    """The weighting's state is kept in the optimizer's state, and nowhere else."""
 
     def step(gramian, count, /, **extra_args):
         del extra_args
@@ -59,7 +59,7 @@ def test_a_weighting_with_state(params, jac):
 
 
 def test_weights_of_some_parameters_for_all(params, jac):
-    """Partial Jacobian descent."""
+    """Partial Jacobian descent: some parameters set the weights for all of them."""
     mask = {"hidden": True, "scale": False}
     expected = jac.vjp(jaxjd.weighting.upgrad()(jac.restrict(mask).gramian()))
     for wrt in (
@@ -102,7 +102,7 @@ def test_nan_in_a_loss_gives_nan(params):
 
 @pytest.mark.parametrize("name", ["upgrad", "dualproj", "mean", "sum", "constant"])
 def test_missing_losses(name, params):
-    """As if they were not there, with one compilation for every mask."""
+    """Masked losses do not count, and one compilation serves every mask."""
     x, y = models.examples(4)
     weights = jnp.array([0.5, 1.5, -1.0, 2.0])
     traces = []
@@ -124,7 +124,7 @@ def test_missing_losses(name, params):
         expected = update(make(kept), jac, params)
         mask = jnp.zeros(4, bool).at[kept].set(True)
         actual = masked(x, y, mask)
-        # The solver stops at a few times its epsilon.
+        # The solver stops at a few times machine epsilon.
         assert_allclose(
             models.ravel(actual), models.ravel(expected), rtol=1e-9, atol=1e-9
         )
@@ -142,7 +142,7 @@ class TestErrors:
             update(jaxjd.upgrad(), gradient, params)
 
     def test_an_ordinary_gradient_of_one_matrix(self):
-        # Its first axis would pass for that of 7 losses.
+        # Its first axis could be mistaken for an axis of 7 losses.
         with pytest.raises(ValueError, match="an ordinary gradient"):
             update(jaxjd.upgrad(), jnp.ones((7, 3)), jnp.ones((7, 3)))
 
@@ -259,7 +259,7 @@ def test_partition_errors(params, jac):
     tx = jaxjd.partition({"a": jaxjd.upgrad()}, {"other": "a"})
     with pytest.raises(ValueError, match="`labels` must be structured like the par"):
         tx.init(params)
-    tx = jaxjd.partition({"a": jaxjd.upgrad()}, "a")  # A prefix: all of them.
+    tx = jaxjd.partition({"a": jaxjd.upgrad()}, "a")  # A prefix for all parameters.
     expected = update(jaxjd.upgrad(), jac, params)
     actual = update(tx, jac, params)
     assert_array_equal(models.ravel(actual), models.ravel(expected))

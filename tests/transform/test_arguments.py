@@ -1,4 +1,4 @@
-"""Are functions told from trees, and misspelt arguments noticed?"""
+"""Callable pytrees are taken as trees, and misspelt arguments give a warning."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ PARAMS = {"a": jnp.zeros(3), "b": jnp.zeros(2)}
 
 @jax.tree_util.register_pytree_node_class
 class Module:
-    """A pytree that can be called, as a module of Equinox is."""
+    """A pytree that can be called, like an Equinox module."""
 
     def __init__(self, a, b):
         self.a, self.b = a, b
@@ -57,7 +57,7 @@ def test_a_misspelt_extra_argument_is_warned_of(make):
     state, mask = tx.init(PARAMS), jnp.array([True, False, True])
     with pytest.warns(UserWarning, match="argument `maks`.*Did you mean `mask`?"):
         tx.update(ROWS, state, PARAMS, maks=mask)
-    # The other links' arguments are none of ours, and no warning is an error here.
+    # Arguments meant for other links give no warning (which would be an error here).
     tx.update(ROWS, state, PARAMS, mask=mask, value=1.0, value_fn=None, step=3)
 
 

@@ -1,4 +1,4 @@
-"""Does ExcessMTL weigh the losses as its authors do, and keep its state clean?"""
+"""ExcessMTL weighs the losses as its authors do, and keeps its state clean."""
 
 import functools
 
@@ -13,18 +13,18 @@ from tests import models
 
 pytestmark = pytest.mark.usefixtures("x64")
 STEPS, M, N = 20, 4, 30
-TX = jaxjd.excess_mtl(num_losses=M)  # One, so that its compiled program is shared.
+TX = jaxjd.excess_mtl(num_losses=M)  # Shared, so that it is compiled once.
 
 
 def batches(m=M, key=0):
-    """Gradients that shrink, of losses that differ in scale."""
+    """Shrinking gradients of losses that differ in scale."""
     rows = jax.random.normal(jax.random.key(key), (STEPS, m, N), jnp.float64)
     decay = jnp.exp(-jnp.linspace(0.0, 2.0, STEPS))[:, None, None]
     return rows * decay * jnp.linspace(0.5, 2.0, m)[None, :, None]
 
 
 def run(tx, several, masks=None):
-    """The final state and all updates."""
+    """Run all steps. Returns the final state and all updates."""
     if masks is None:
         masks = jnp.ones(several.shape[:2], bool)
     return compiled_run(tx, several, masks)
@@ -43,7 +43,7 @@ def compiled_run(tx, several, masks):
 
 
 def test_warm_up():
-    """The mean, and then something else."""
+    """The update is the mean during the warm-up only."""
     several = batches()
     tx = jaxjd.excess_mtl(num_losses=M, warmup_steps=4)
     state, actual = run(tx, several)
@@ -53,7 +53,7 @@ def test_warm_up():
 
 
 def test_missing_losses():
-    """As if they were not there, and for them as if there had been no batch."""
+    """A masked loss does not count, and its own state does not change."""
     several = batches()
     kept = jnp.array([0, 1, 3])
     masks = jnp.tile(jnp.arange(M) != 2, (STEPS, 1))
@@ -72,7 +72,7 @@ def test_missing_losses():
 
 
 def test_a_loss_that_comes_and_goes():
-    """Nothing but what it needs is kept, and all stays finite."""
+    """The state collects only the steps with the loss, and all stays finite."""
     several = batches()
     come = jnp.arange(STEPS) >= 5
     masks = jnp.ones((STEPS, M), bool).at[:, 1].set(come).at[12].set(False)
@@ -102,7 +102,7 @@ def test_a_batch_that_is_not_finite_is_forgotten(bad):
 
 
 def test_weights_that_vanish_return():
-    """In float32 exp(-200) is 0, and a weight of 0 would stay it."""
+    """In float32 exp(-200) is 0, and a weight of 0 would stay 0."""
     large = jnp.full((STEPS, 2, 1), 0.1, jnp.float32).at[0, 0].set(200)
     large = large.at[1:, 1].set(
         jnp.exp(jnp.arange(1.0, STEPS, dtype=jnp.float32))[:, None]
@@ -138,7 +138,7 @@ def test_dtypes(dtype):
 
 
 def test_the_same_from_every_engine():
-    """Also for one group of a partition."""
+    """Every method gives the same update, and a partition uses the group's rows."""
     params = models.parameters()
     tx = jaxjd.excess_mtl(num_losses=12)
     labels = {"hidden": "a", "scale": "b"}
@@ -168,10 +168,10 @@ def test_the_same_from_every_engine():
 
     (dense, *others), parted = every(*models.examples(4))
     for other in others:
-        # Entries near zero are what is left of larger ones.
+        # Entries near zero come from cancellation.
         assert_allclose(models.ravel(other), models.ravel(dense), rtol=1e-9, atol=1e-13)
     assert jnp.isfinite(models.ravel(parted)).all()
-    # Other weights: those of the group's own gradients.
+    # The weights differ, because they come from the group's own gradients.
     hidden = models.ravel(parted["hidden"]), models.ravel(dense["hidden"])
     assert not np.allclose(*hidden)
 

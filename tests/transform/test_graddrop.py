@@ -1,4 +1,4 @@
-"""Does GradDrop choose the signs that its authors choose?"""
+"""GradDrop chooses the signs that its authors choose."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def dropped(rows, uniforms, leak=None, **how):
 
 
 def test_a_function_of_the_purity():
-    """Purities of 3/4 and 1/4, pushed over 0.5 and under it, or not."""
+    """A function of the purities, 3/4 and 1/4, decides which signs are kept."""
     one = jnp.array([[3.0, -3.0], [-1.0, 1.0]])
     half = jnp.full(2, 0.5)
     assert_array_equal(dropped(one, half), [3.0, -3.0])
@@ -61,7 +61,7 @@ def test_what_is_not_finite_gives_nan_where_it_is(bad):
 
 
 def test_signs_that_agree_are_kept():
-    """Of one loss, and of several that agree, nothing is ever dropped."""
+    """Nothing is dropped with a single loss, or if all losses agree in sign."""
     tx = jaxjd.graddrop()
     one = rows(1)
     assert_allclose(update(tx, one, one[0]), one[0], rtol=1e-12)
@@ -70,16 +70,16 @@ def test_signs_that_agree_are_kept():
 
 
 def test_drops_as_often_as_the_purity_says():
-    """Purity 0.75: three quarters of 40,000 coordinates follow the positive one."""
+    """With purity 0.75, three quarters of 40,000 coordinates are positive."""
     one = jnp.repeat(jnp.array([[3.0], [-1.0]]), 40_000, axis=1)
     actual = update(jaxjd.graddrop(key=3), one, one[0])
     assert set(np.unique(actual)) == {-1.0, 3.0}
-    # Five standard deviations of the mean.
+    # The tolerance is five standard deviations of the mean.
     assert_allclose((actual > 0).mean(), 0.75, atol=5 * (0.75 * 0.25 / 40_000) ** 0.5)
 
 
 def test_the_same_from_every_engine(params):
-    """The rows come all at once, in blocks of a parameter's, in blocks of two."""
+    """The update does not depend on the blocks in which the rows come."""
     x, y = models.examples(4)
     mask = jnp.array([True, True, False, True])
     how = [
@@ -88,7 +88,7 @@ def test_the_same_from_every_engine(params):
         {"method": "chunked", "chunk_size": 5},
     ]
     tx = jaxjd.graddrop([*LEAK, *LEAK, *LEAK])
-    losses = models.task_losses  # Whose order is not that of the engine.
+    losses = models.task_losses  # Their order differs from the engine's.
 
     @jax.jit
     def together(x, y, mask):
@@ -109,7 +109,7 @@ def test_the_same_from_every_engine(params):
 
 
 def test_missing_losses():
-    """As if they were not there, whatever they are."""
+    """Masked losses do not count, even with NaN gradients."""
     one = rows()
     bad = one.at[2].set(jnp.nan)
     leak = jnp.asarray(LEAK)
@@ -166,7 +166,7 @@ def test_dtypes(dtype):
 
 
 def test_partition(params):
-    """A group of parameters drops signs, the other sums."""
+    """One group of parameters uses GradDrop, the other the sum."""
     groups = {"a": jaxjd.graddrop(), "b": jaxjd.sum()}
     tx = jaxjd.partition(groups, {"hidden": "a", "scale": "b"})
 

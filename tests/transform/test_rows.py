@@ -1,4 +1,4 @@
-"""How much of J is in memory for an aggregator that looks at its rows?"""
+"""Aggregators that need the rows of J do not hold all of J in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ def loss(params, x):
 @pytest.mark.parametrize(
     ("make", "chunk_size", "share"),
     [
-        # In blocks of the rows of a quarter of a parameter, with copies, and the sums.
+        # Blocks of a quarter of one parameter's rows, with copies, and the sums.
         (jaxjd.graddrop, None, 0.4),
         (lambda: jaxjd.graddrop([0.5] * M), None, 0.6),
         (lambda: jaxjd.graddrop([0.5] * M), 8, 0.6),
-        # The rows of one parameter of four, and as much again in between.
+        # The rows of one parameter of four, and as much again for intermediate values.
         (lambda: jaxjd.trimmed_mean(2), None, 0.6),
         (lambda: jaxjd.excess_mtl(num_losses=M), None, 0.6),
     ],
@@ -46,7 +46,7 @@ def test_not_all_of_a_structured_jacobian(make, chunk_size, share):
 
 
 def test_rows_come_in_the_order_of_the_losses(x64):
-    """One parameter after another, or in blocks, the last of them not full."""
+    """Rows come by parameter or in blocks, of which the last is not full."""
     params = models.parameters()
     coefficients = jnp.arange(21.0)
     mask = coefficients != 4

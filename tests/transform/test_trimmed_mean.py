@@ -35,12 +35,12 @@ def test_values():
 
 @pytest.mark.parametrize("num_trimmed", [0, 1, 3, MAX_PASSES + 1])
 def test_entries_that_are_equal(num_trimmed):
-    """Few values, infinities among them, so that most of the dropped ones tie."""
+    """With few distinct values, some infinite, most dropped entries are tied."""
     values = np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf])
     chances = [0.03, 0.3, 0.1, 0.3, 0.24, 0.03]
     one = jnp.asarray(np.random.default_rng(0).choice(values, (31, 200), p=chances))
     ordered = np.sort(one, axis=0)
-    with np.errstate(invalid="ignore"):  # The mean of both infinities.
+    with np.errstate(invalid="ignore"):  # The mean of inf and -inf.
         expected = ordered[num_trimmed : 31 - num_trimmed].mean(0)
     assert np.isfinite(expected).any()
     assert (not np.isfinite(expected).all()) == (num_trimmed <= 3)
@@ -49,7 +49,7 @@ def test_entries_that_are_equal(num_trimmed):
 
 @pytest.mark.parametrize("num_trimmed", [2, MAX_PASSES + 1])
 def test_derivative(num_trimmed):
-    """Each entry that is kept moves the mean of its coordinate as much as another."""
+    """All kept entries of a coordinate have the same derivative, the others zero."""
     one = rows(m=29)
     gradient = jax.grad(lambda one: trimmed(num_trimmed, one).sum())(one)
     ranks = np.argsort(np.argsort(one, axis=0), axis=0)
@@ -68,7 +68,7 @@ def test_corrupted_losses_move_nothing_out_of_the_range_of_the_others():
 
 @pytest.mark.parametrize("num_trimmed", [2, MAX_PASSES + 1])
 def test_nan_gives_nan_where_it_is(num_trimmed):
-    """Also where it leaves fewer numbers than are to be dropped, or none."""
+    """This includes coordinates in which all entries, or all but one, are NaN."""
     m = 2 * MAX_PASSES + 3
     bad = rows(m).at[1, 3].set(jnp.nan).at[:, 5].set(jnp.nan).at[1:, 7].set(jnp.nan)
     actual = trimmed(num_trimmed, bad)
@@ -76,7 +76,7 @@ def test_nan_gives_nan_where_it_is(num_trimmed):
 
 
 def test_missing_losses():
-    """As if they were not there, whatever they are, with one compilation."""
+    """Masked losses do not count, even NaN, and one compilation serves every mask."""
     one = rows()
     traces = []
 
@@ -89,7 +89,7 @@ def test_missing_losses():
         mask = jnp.zeros(7, bool).at[jnp.array(kept)].set(True)
         bad = jnp.where(mask[:, None], one, jnp.nan)
         assert_allclose(masked(bad, mask), trimmed(2, one[mask]), rtol=1e-12)
-    # With no more than 2 * 2 losses the median, with none nothing.
+    # With at most 2 * 2 losses, the update is the median. Without losses, it is zero.
     for count in (1, 2, 3, 4):
         median = np.median(one[:count], axis=0)
         assert_allclose(masked(one, jnp.arange(7) < count), median, rtol=1e-12)
@@ -98,7 +98,7 @@ def test_missing_losses():
 
 
 def test_the_same_from_every_engine():
-    """Also for one group of a partition."""
+    """Every method gives the same update, also for one group of a partition."""
     params = models.parameters()
     tx = jaxjd.trimmed_mean(2)
     labels = {"hidden": "a", "scale": "b"}
@@ -107,7 +107,7 @@ def test_the_same_from_every_engine():
     @jax.jit
     def every(x, y, mask):
         def jac(**how):
-            losses = models.task_losses  # Whose order is not that of the engine.
+            losses = models.task_losses  # Their order differs from the engine's.
             return jaxjd.jac(losses, in_axes=(None, 0, 0), **how)(params, x, y)
 
         dense = jac(method="dense")

@@ -1,6 +1,6 @@
-"""What is claimed of every aggregator? One row each, and nowhere else.
+"""What is claimed of each aggregator, one row each, and nowhere else.
 
-The tests of all weightings and the tables of the documentation are made of it.
+The tests of all weightings and the tables of the documentation use this registry.
 """
 
 import inspect
@@ -18,13 +18,13 @@ class Counterexample(NamedTuple):
     rows: list[list[float]]
     """The Jacobian."""
     value: float
-    """What `test_properties` measures on it."""
+    """What `test_properties` measures on this Jacobian."""
     before: list[list[float]] | None = None
-    """The Jacobian of the step before, if this is not a first step."""
+    """The Jacobian of the step before. None for a first step."""
 
 
 class Row(NamedTuple):
-    """An aggregator of m losses. The defaults hold for most."""
+    """The claims about one aggregator. The defaults hold for most."""
 
     unusual: str
     """The first step with unusual gradients, in the words of `docs/aggregators.md`."""
@@ -36,29 +36,29 @@ class Row(NamedTuple):
     not_weighted: Counterexample | None = None
     """None if A(J) is a combination of the rows of J."""
     not_rotated: Counterexample | None = None
-    """None if A(J Q) = A(J) Q for rotations Q. It has no weighting otherwise."""
+    """None if A(J Q) = A(J) Q for rotations Q. Otherwise it has no weighting."""
 
     arguments: Callable[[int], tuple] = lambda m: ()
-    """Those that it needs, besides `num_losses`."""
+    """The arguments that it needs, besides `num_losses`."""
     exact: dict[str, Any] = {}  # noqa: RUF012
-    """Options with which the claims hold exactly, where they do not by default."""
+    """Options that make the claims hold exactly, if they do not by default."""
     of_two_batches: bool = False
     """`update` needs a cross Gramian."""
     blind: bool = False
     """The weights do not depend on the Gramian: it may be NaN."""
     ordered: bool = False
-    """The losses are not alike to it."""
+    """The order of the losses matters."""
     drawn: bool = False
-    """Because it draws random numbers."""
+    """It draws random numbers."""
     least: int = 1
-    """How many losses there must be."""
+    """The smallest number of losses."""
     scale_free: bool = True
     """The weights are the same for gradients in another unit."""
     bargaining: bool = False
-    """It has no solution where the point is Pareto-stationary."""
+    """It has no solution at a Pareto-stationary point."""
     zero_at: str = "neither"
-    """Where its update is zero, of the points that are "stationary", 0 = J^T w with
-    w >= 0 that is not zero, or "strongly" so, with w > 0."""
+    """Where its update is zero: at all "stationary" points (0 = J^T w for some nonzero
+    w >= 0), only at "strongly" stationary ones (w > 0), or at "neither"."""
 
 
 # One entry for each column of the table "Unusual gradients".
@@ -72,12 +72,12 @@ KINDS = (
     "norms from 1e-6 to 1e6",
 )
 
-# The values of counterexamples. `conflicts`: the least cosine of the update with a
-# gradient, at points that are not Pareto-stationary, where an update exists that
-# conflicts with no loss. `not_linear`: the norm of A((I + C) J) - A(J) - A(C J) beside
-# that of A((I + C) J), for C = diag(3, 1, ..., 1). `not_weighted`: the part of the
-# update outside of the span of the rows. `not_rotated`: the norm of A(J Q) - A(J) Q
-# beside that of A(J), where Q turns by 45 degrees.
+# The values of counterexamples. `conflicts`: the smallest cosine of the update with a
+# gradient, at points that are not Pareto-stationary, so that a non-conflicting update
+# exists. `not_linear`: the norm of A((I + C) J) - A(J) - A(C J) relative to that of
+# A((I + C) J), for C = diag(3, 1, ..., 1). `not_weighted`: the part of the update
+# outside of the span of the rows. `not_rotated`: the norm of A(J Q) - A(J) Q relative
+# to that of A(J), where Q rotates by 45 degrees.
 AGGREGATORS = {
     "aligned_mtl": Row(
         "NaN | mean decreases, left out | mean | mean decreases | mean"
@@ -95,8 +95,8 @@ AGGREGATORS = {
         "NaN | equal projections, no conflict, left out | none"
         " | equal projections, no conflict, as one | sum"
         " | equal projections, no conflict | equal projections, no conflict",
-        # It is non-conflicting where the gradients are independent. It is linear with
-        # the length "projection".
+        # It is non-conflicting if the gradients are linearly independent. It is linear
+        # with `length="projection"`.
         conflicts=Counterexample(
             [[-3, 2, -3], [-1, -2, 1], [-3, 3, 2], [2, -2, 1]], -0.1334
         ),
@@ -132,7 +132,7 @@ AGGREGATORS = {
         "NaN | no conflict, left out | none | no conflict | no conflict, alike"
         " | positive | no conflict",
         not_linear=Counterexample([[0, 1], [1, 0]], 1.587),
-        scale_free=False,  # Where G is s times as large, w is s^(-2/3) as large.
+        scale_free=False,  # If G is s times as large, w is s^(-2/3) times as large.
         bargaining=True,
     ),
     "graddrop": Row(
@@ -179,7 +179,7 @@ AGGREGATORS = {
         conflicts=Counterexample([[1, 2], [0, -1]], -0.4472),
         not_linear=Counterexample([[0, 1], [1, 0]], 0.4031),
         of_two_batches=True,
-        scale_free=False,  # Its step size is in the units of the Gramian.
+        scale_free=False,  # Its step size depends on the units of the Gramian.
     ),
     "nash_mtl": Row(
         "NaN | no conflict, left out | none | no conflict | no conflict, alike"
@@ -194,7 +194,7 @@ AGGREGATORS = {
         conflicts=Counterexample([[1, 0], [-40, 1]], -0.6051),
         not_linear=Counterexample([[1, 0], [-40, 1]], 0.0635, [[1, 0], [-40, 1]]),
         ordered=True,
-        scale_free=False,  # Its epsilon is in the units of the Gramian.
+        scale_free=False,  # Its epsilon is absolute.
     ),
     "pcgrad": Row(
         "NaN | at least 1, left out | sum | at least 1 | sum | at least 1 | at least 1",
@@ -236,10 +236,10 @@ AGGREGATORS = {
         zero_at="strongly",
     ),
 }
-# Those that look at the rows themselves have no weighting.
+# Aggregators that need the rows themselves have no weighting.
 OF_ROWS = {name: row for name, row in AGGREGATORS.items() if row.not_rotated}
 WEIGHTINGS = {name: row for name, row in AGGREGATORS.items() if not row.not_rotated}
-# From a weighting to a weighting: they have no transformation of their own.
+# Functions from a weighting to a weighting: they have no transformation.
 COMBINATORS = {"normalize", "regularize", "scale_by_losses"}
 
 
@@ -252,7 +252,7 @@ def transformation(name: str, m: int) -> optax.GradientTransformationExtraArgs:
 
 
 def exact(name: str, m: int) -> optax.GradientTransformationExtraArgs:
-    """The transformation with the options with which its claims hold exactly."""
+    """The transformation, with the options that make its claims hold exactly."""
     row = AGGREGATORS[name]
     return _of_losses(getattr(jaxjd, name), row, m, **row.exact)
 
@@ -266,5 +266,5 @@ def _of_losses(make: Callable[..., Any], row: Row, m: int, **options: Any) -> An
 
 
 def extra_args(name: str, gramian: jax.Array) -> dict[str, jax.Array]:
-    """What `update` needs besides the Gramian: one batch in the place of two."""
+    """What `update` needs besides the Gramian. The same batch stands in for both."""
     return {"cross_gramian": gramian} if AGGREGATORS[name].of_two_batches else {}

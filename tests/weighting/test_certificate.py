@@ -1,4 +1,4 @@
-"""Can a user read how well the problem behind the weights was solved?"""
+"""A user can read how well the problem behind the weights was solved."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_the_certificate_is_in_the_state_of_the_optimizer(name):
     assert before.iterations == 0
     rows = jax.random.normal(jax.random.key(0), (2, M, 8))
     update = jax.jit(tx.update)
-    # The state may be carried by a scan: its types do not change.
+    # A scan can carry the state, because its types do not change.
     assert jax.tree.map(jnp.result_type, state) == jax.tree.map(
         jnp.result_type, jax.eval_shape(update, rows[0], state, params)[1]
     )
@@ -42,12 +42,11 @@ def test_the_certificate_is_in_the_state_of_the_optimizer(name):
     assert certificate.converged
     assert certificate.iterations >= 1
     assert all(jnp.shape(field) == () for field in certificate)
-    residual = max(certificate.dual, certificate.complementarity)
-    assert 0 <= residual <= 1e-4
+    # The root of rounding, and more near stationary points.
+    assert 0 <= certificate.residual <= 1e-2
     _, state = update(rows[1].at[2, 3].set(jnp.nan), state, params)
-    if name not in ("nash_mtl", "pcd"):  # These keep their state, certificate and all.
-        assert not optax.tree.get(state, "certificate").converged
-    # Who does not ask gets the same update, and no certificate.
+    assert not optax.tree.get(state, "certificate").converged
+    # Without `certificate=True` the update is the same, and there is no certificate.
     plain = optax.chain(getattr(jaxjd, name)(**CERTIFIED[name]), optax.sgd(0.1))
     expected, state = jax.jit(plain.update)(rows[0], plain.init(params), params)
     assert_allclose(good, expected, rtol=1e-5, atol=1e-6)
@@ -61,7 +60,7 @@ def test_frank_wolfe_has_no_certificate():
 
 @pytest.mark.parametrize("name", ["upgrad", "dualproj"])
 def test_a_warm_start_gives_the_same_weights_in_fewer_iterations(name, x64):
-    """On Jacobians that change by one percent from step to step."""
+    """The Jacobian changes by one percent per step."""
     m = 16
     rng = np.random.default_rng(0)
     J = problems.conflicting(rng, m)

@@ -1,4 +1,4 @@
-"""Do combinators show a weighting the Gramian that they promise, and nothing else?"""
+"""Combinators show a weighting the Gramian that they promise, and nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ MAKE = {
     "scale_by_losses": jaxjd.weighting.scale_by_losses,
 }
 every = pytest.mark.parametrize("name", MAKE)
-# A dict of losses: its entries count in the order of the keys.
+# A dict of losses, which are ordered by their keys.
 LOSSES = {"a": jnp.array([[2.0, 0.5]]), "b": jnp.array([3.0, 1e-3])}
 MASK = jnp.array([True, False, True, True])
 
@@ -26,7 +26,7 @@ def gradients():
 
 
 def seen(name, gramian, **kwargs):
-    """What the inner weighting sees: the Gramian, the mask and the extra arguments."""
+    """Return the weights, and the Gramian and arguments seen by the inner weighting."""
     calls = []
 
     def update(gramian, state, /, **kwargs):
@@ -47,7 +47,7 @@ def test_state_mask_and_extra_arguments_are_passed_on(name):
     assert_array_equal(kwargs["mask"], MASK)
     assert kwargs["other"] == 3
     assert kwargs["losses"] is LOSSES
-    # What is missing has been zero, whatever it was.
+    # The row of the missing loss is set to zero first.
     assert_allclose(gramian[1], [0, 1e-2 * (name == "regularize"), 0, 0], rtol=1e-6)
 
 
@@ -67,7 +67,7 @@ def test_regularize():
     expected = J @ J.T / np.trace(J @ J.T) + 1e-2 * np.eye(M)
     assert_allclose(gramian, expected, rtol=1e-5, atol=1e-7)
     assert_array_equal(weights, 1)
-    # Of what is present only, and of nothing.
+    # The trace is that of the present losses; a zero Gramian stays finite.
     _, gramian, _ = seen("regularize", jnp.asarray(J @ J.T), mask=MASK)
     assert_allclose(jnp.trace(gramian), 1 + M * 1e-2, rtol=1e-5)
     _, gramian, _ = seen("regularize", jnp.zeros((M, M)))
@@ -75,7 +75,7 @@ def test_regularize():
 
 
 def test_scale_by_losses():
-    """The update of the gradients of the logarithms."""
+    """The weighting sees the gradients of the logarithms of the losses."""
     J = gradients()
     weights, gramian, _ = seen("scale_by_losses", jnp.asarray(J @ J.T))
     values = np.array([2, 0.5, 3, 1e-3])
@@ -99,7 +99,7 @@ def test_losses_that_are_missing_may_have_any_value():
 
 
 def test_in_a_transformation():
-    """The gradient of the sum of the logarithms of the losses."""
+    """With `sum`, the update is the gradient of the sum of the logarithms."""
 
     def losses(params):
         return jnp.stack([params[0] ** 2 + 1, jnp.exp(params[1]), params.sum() ** 4])

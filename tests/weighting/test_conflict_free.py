@@ -1,4 +1,4 @@
-"""Does ConFIG's update have the direction and the length that were asked for?"""
+"""ConFIG's update has the requested direction and length."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jaxjd
 
 pytestmark = pytest.mark.usefixtures("x64")
 M = 5
-# As the package `conflictfree` tracks them.
+# These are the lengths of the package `conflictfree`.
 LENGTHS = {
     "projection": lambda norms: norms,
     "min": np.min,
@@ -25,7 +25,7 @@ LENGTHS = {
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("preference", [None, [1.0, 0.0, 3.0, 0.5, 2.0]])
 def test_from_the_jacobian(length, preference):
-    """The pseudoinverse of the unit gradients, which the weighting never sees."""
+    """The weights agree with the pseudoinverse of the unit gradients."""
     weighting = jaxjd.weighting.conflict_free(preference, length=length)
     rng = np.random.default_rng(0)
     J = rng.normal(size=(M, 12)) * np.exp(rng.normal(size=(M, 1)))
@@ -37,7 +37,7 @@ def test_from_the_jacobian(length, preference):
     expected = (LENGTHS[length](norms) * (units @ x)).sum() * x
     weights = weighting(jnp.asarray(J @ J.T))
     assert_allclose(weights @ J, expected, rtol=1e-10, atol=1e-12)
-    # A gradient of zero is left out, of the means as well.
+    # A zero gradient is left out, also from the means.
     padded = np.zeros((M + 1, M + 1))
     padded[:M, :M] = J @ J.T
     if preference is None:
@@ -49,14 +49,14 @@ def test_from_the_jacobian(length, preference):
 @pytest.mark.parametrize("norm", [1.0, 1e-6, 3e5])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_opposed_gradients(norm, dtype):
-    """No direction has equal cosines with both, and rounding must not make one up."""
+    """No direction has equal positive cosines with both, so the weights are zero."""
     g = np.array([0.3, -1.2, 0.7])
     J = np.stack([g, -norm * g]).astype(dtype)
     weights = jaxjd.weighting.conflict_free()(jnp.asarray(J @ J.T))
     assert_array_equal(weights, 0)
 
 
-def test_an_index_that_is_none():
+def test_an_index_out_of_range():
     weighting = jaxjd.weighting.conflict_free(length=3)
     with pytest.raises(ValueError, match="`length` must be the index of one of the 3"):
         jax.eval_shape(lambda: weighting(jnp.eye(3)))

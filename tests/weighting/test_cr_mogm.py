@@ -1,4 +1,4 @@
-"""Are weights averaged, each loss for itself?"""
+"""CR-MOGM averages the weights of each loss separately."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ ONE = jnp.eye(3)
 
 
 def given(gramian, mask, values, state):
-    """Weights from outside, and a state that counts the steps."""
+    """A weighting with given weights, whose state counts the steps."""
     del gramian
     values = jnp.asarray(values)
     return jnp.where(mask, values, 0) if mask is not None else values, state + 1
@@ -27,7 +27,7 @@ INNER = jaxjd.Weighting(
 
 
 def run(weighting, steps):
-    """The weights of steps of (values, mask)."""
+    """Run steps of (values, mask). Returns all weights and the final state."""
     update = jax.jit(
         lambda state, values, mask: weighting.update(
             ONE, state, mask=mask, values=values
@@ -43,7 +43,7 @@ def run(weighting, steps):
 
 
 def test_a_loss_that_is_missing_keeps_its_average():
-    """And one that was missing at first starts with its first weight."""
+    """A loss that was missing at first starts with its first weight."""
     weighting = jaxjd.weighting.cr_mogm(INNER, 0.75, num_losses=3)
     weights, state = run(
         weighting,
@@ -59,7 +59,7 @@ def test_a_loss_that_is_missing_keeps_its_average():
 
 
 def test_weights_that_are_not_finite():
-    """They come out, but do not stay."""
+    """They are returned, but do not enter the average."""
     weighting = jaxjd.weighting.cr_mogm(INNER, 0.5, num_losses=3)
     every = [1, 1, 1]
     weights, state = run(
@@ -68,13 +68,13 @@ def test_weights_that_are_not_finite():
     )
     assert jnp.isnan(weights[1][1])
     assert_allclose(weights[2], [3, 3, 3], rtol=1e-6)
-    # The inner weighting looks after its own state.
+    # The inner weighting manages its own state.
     assert int(state.weighting) == 3
     assert int(state.count) == 2
 
 
 def test_a_schedule_and_initial_weights():
-    """The schedule is asked for the number of steps made."""
+    """The schedule is called with the number of steps made."""
     weighting = jaxjd.weighting.cr_mogm(
         INNER,
         optax.linear_schedule(1.0, 0.0, 2),
@@ -89,7 +89,7 @@ def test_a_schedule_and_initial_weights():
 
 
 def test_in_a_transformation():
-    """Mask and extra arguments arrive at the inner weighting."""
+    """The mask and extra arguments reach the inner weighting."""
     tx = jaxjd.cr_mogm(INNER, num_losses=3)
     params = jnp.zeros(3)
     mask = jnp.array([True, False, True])
@@ -99,6 +99,6 @@ def test_in_a_transformation():
     assert_array_equal(update, [5, 0, 7])
 
 
-def test_what_is_no_weighting():
+def test_not_a_weighting():
     with pytest.raises(TypeError, match="`weighting` must be a jaxjd.Weighting"):
         jaxjd.weighting.cr_mogm(jaxjd.mean(), num_losses=3)

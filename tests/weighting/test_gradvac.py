@@ -1,4 +1,4 @@
-"""Do gradients turn towards the cosines that were seen before?"""
+"""GradVac turns gradients towards the average cosines of earlier steps."""
 
 import functools
 
@@ -23,7 +23,7 @@ def case(seed):
 
 
 def test_the_first_step_is_that_of_pcgrad():
-    """With targets of zero, whatever is below them is projected away."""
+    """With targets of zero, GradVac projects conflicts away, as PCGrad does."""
     J, orders = case(0)
     G, every = jnp.asarray(J @ J.T), jnp.ones(M, bool)
     weights, _ = step(G, every, orders, jnp.zeros((M, M)))
@@ -31,7 +31,7 @@ def test_the_first_step_is_that_of_pcgrad():
 
 
 def test_two_gradients_reach_their_target():
-    """g_1 + w g_2 has the cosine 0.7 with g_2, and the same the other way round."""
+    """g_1 + w g_2 has the target cosine with g_2. g_2 is above its own target."""
     J = np.array([[1.0, 0.2, 0.0], [-0.5, 3.0, 1.0]])
     order = jnp.array([[0, 1], [0, 1]])
     targets = jnp.array([[0.0, 0.7], [-1.0, 0.0]])
@@ -48,7 +48,7 @@ def test_two_gradients_reach_their_target():
 
 @pytest.mark.parametrize("scale", [1e-8, 1e8])
 def test_no_scale(scale):
-    """Also in float32; the eps of TorchJD would be all there is at 1e-8."""
+    """Scales cancel, even in float32. TorchJD's eps would dominate at 1e-8."""
     J, orders = case(1)
     targets = jnp.full((M, M), 0.3, jnp.float32)
     J = jnp.asarray(J, jnp.float32)
@@ -70,7 +70,7 @@ def test_losses_that_are_missing_keep_their_targets():
     changed = both & ~np.eye(M, dtype=bool)
     assert_array_equal(np.asarray(new)[~changed], 0.4)
     assert (np.asarray(new)[changed] != 0.4).all()
-    # As the three others alone.
+    # The others get the same weights as without the missing ones.
     present = np.flatnonzero(mask)
     among = [np.searchsorted(present, o[mask[o]]) for o in np.asarray(orders)[mask]]
     alone, _ = gradvac_weights(
@@ -85,7 +85,7 @@ def test_losses_that_are_missing_keep_their_targets():
 
 
 def test_a_target_of_one():
-    """Equal gradients that then part: eps bounds how far one is turned."""
+    """If gradients were equal before and now differ, eps bounds the turn."""
     order = jnp.array([[0, 1], [0, 1]])
     targets = jnp.ones((2, 2))
     G = jnp.array([[1.0, 0.5], [0.5, 1.0]])

@@ -1,4 +1,4 @@
-"""Are the outliers left out?"""
+"""Krum leaves out the outliers."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def two_of_six(gramian, mask):
 
 
 def expected(present, neighbours):
-    """The definition, one gradient after the other."""
+    """Compute the weights from the definition, one gradient after the other."""
     scores = {}
     for i in present:
         distances = sorted(np.linalg.norm(J[i] - J[j]) for j in present if j != i)

@@ -1,4 +1,4 @@
-"""Is the bargain that of the paper, limited and kept as documented?"""
+"""Nash-MTL solves the paper's bargain, and limits and keeps weights as documented."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ ORTHOGONAL = jnp.diag(jnp.array([1.0, 4.0, 1e-4, 1e4]))
 
 
 def test_orthogonal_gradients():
-    """s w = 1 / w: each has the same progress, and the update the norm 2."""
+    """s w = 1 / w for the squared norms s, so the update has norm 2."""
     weighting = jaxjd.weighting.nash_mtl(num_losses=4, max_norm=0)
     weights, _ = weighting.update(ORTHOGONAL, weighting.init())
     assert_allclose(weights, [1, 0.5, 100, 0.01], rtol=1e-5)

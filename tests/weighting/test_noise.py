@@ -1,4 +1,4 @@
-"""Do UPGrad and DualProj let go of noise, and of nothing else?"""
+"""UPGrad and DualProj ignore noise, and nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ M, N = 6, 12
 
 
 def jacobian():
-    """Two gradients below rounding, opposed to the others: the exact update is 0."""
+    """Two gradients below rounding oppose the others, so the exact update is 0."""
     J = problems.conflicting(np.random.default_rng(0), M)
     J[1] = -J[[0, 2, 3, 4]].sum(0) * 1e-10
     J[5] = -J[[2, 3]].sum(0) * 1e-11
@@ -28,7 +28,7 @@ def test_a_gradient_below_rounding_is_let_go_in_either_precision(name, x64):
     J = jacobian()
     mask = np.array([True, False, True, True, True, False])
     without = np.asarray(make(noise_eps=0)(J @ J.T, mask=mask)) @ J
-    scale = 4 / M  # The preference of each of the others is 1 / M here, 1 / 4 there.
+    scale = 4 / M  # The preferences are 1 / M with all six losses, 1 / 4 with four.
     for dtype in (np.float32, np.float64):
         G = (J @ J.T).astype(dtype)
         update = np.asarray(make()(G), float) @ J
@@ -38,7 +38,7 @@ def test_a_gradient_below_rounding_is_let_go_in_either_precision(name, x64):
 
 
 def test_the_worst_cosines_of_the_page():
-    """Of pairs that conflict, one gradient a hundred times longer than the other."""
+    """The row 100 : 1 of the page: conflicting pairs whose norms differ 100 times."""
     rng = np.random.default_rng(2)
     rows = rng.normal(size=(500, 2, 20))
     J = np.array([1, -1])[:, None] * rng.normal(size=(500, 1, 20)) + 0.5 * rows
@@ -58,7 +58,7 @@ def test_the_worst_cosines_of_the_page():
 
 @both
 def test_missing_and_zero_gradients_do_not_count(name):
-    """The mean is that of the gradients that are there."""
+    """Missing and zero gradients do not enter the root mean square of the norms."""
     weighting = getattr(jaxjd.weighting, name)(noise_eps=0.5)
     J = problems.conflicting(np.random.default_rng(1), 4)
     G = (J @ J.T).astype(np.float32)
@@ -89,7 +89,7 @@ def test_every_eps_may_be_traced_and_scheduled(name):
         plain = make(**options)
         expected, _ = plain.update(rows, plain.init(params), params)
         assert_allclose(update, expected, rtol=1e-5, atol=1e-6)
-    # The values are used, not those of the first call.
+    # A new value takes effect.
     changed = state._replace(hyperparams=state.hyperparams | {"reg_eps": 1.0})
     assert not np.allclose(jax.jit(tx.update)(rows, changed, params)[0], expected)
 

@@ -1,4 +1,4 @@
-"""Are conflicts projected away, in an order that is random?"""
+"""PCGrad projects conflicts away, in random order."""
 
 import itertools
 
@@ -17,7 +17,7 @@ weights_of = jax.jit(pcgrad_weights)
 
 
 def test_two_gradients_that_conflict():
-    """Each becomes orthogonal to the other, whatever the order."""
+    """Each becomes orthogonal to the other, in either order."""
     J = np.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
     inner, (a, b) = J[0] @ J[1], (J**2).sum(1)
     weighting = jaxjd.weighting.pcgrad()
@@ -26,7 +26,7 @@ def test_two_gradients_that_conflict():
 
 
 def test_losses_that_are_missing():
-    """The others meet in the order in which they would have met without them."""
+    """The others are projected in the same order as without the missing ones."""
     rng = np.random.default_rng(0)
     J = rng.normal(size=(6, 4))
     G = J @ J.T
@@ -43,7 +43,7 @@ def test_losses_that_are_missing():
 
 
 def test_norms_from_1e_minus_6_to_1e6():
-    """In float32 what float64 gives, and without units."""
+    """float32 and float64 agree, so no threshold depends on the scale."""
     rng = np.random.default_rng(1)
     J = rng.normal(size=(6, 4)) * 10.0 ** np.linspace(-6, 6, 6)[:, None]
     orders = jnp.asarray(np.argsort(rng.normal(size=(6, 6)), axis=1))
@@ -54,7 +54,7 @@ def test_norms_from_1e_minus_6_to_1e6():
 
 
 def test_every_order_is_as_likely():
-    """6,000 rows of 3 have each of the 6 orders 1,000 times, up to 5 deviations."""
+    """Each of the 6 orders of 3 comes equally often, within 5 standard deviations."""
     keys = jax.random.split(jax.random.key(0), 2000)
     orders = jax.jit(jax.vmap(lambda key: row_permutations(key, 3)))(keys)
     assert orders.shape == (2000, 3, 3)

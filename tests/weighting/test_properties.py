@@ -1,8 +1,8 @@
-"""Which aggregators conflict with no loss, are linear under scaling, are weighted?
+"""Which aggregators are non-conflicting, linear under scaling, and weighted?
 
-Table 1 of Quinton & Rey (2024), arXiv:2406.16232, and the same of the aggregators that
-are not in it. What is claimed holds on hundreds of random Jacobians; what is denied has
-a counterexample.
+This checks Table 1 of Quinton & Rey (2024), arXiv:2406.16232, and the same properties
+of the aggregators that are not in it. A claimed property holds on hundreds of random
+Jacobians. A denied property has a counterexample.
 """
 
 import functools
@@ -22,8 +22,8 @@ from tests.weighting.registry import AGGREGATORS
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-# Fewer losses are made of these by a mask, and fewer dimensions by coordinates that are
-# zero: so each aggregator is compiled once, for a batch of Jacobians.
+# A mask makes fewer losses of these, and zero coordinates make fewer dimensions. So
+# each aggregator is compiled once, for a batch of Jacobians.
 BATCH, M, N = 100, 5, 8
 DRAWS = 500
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "aggregators.md"
@@ -36,7 +36,7 @@ def those_that(claim):
 
 @functools.cache
 def compiled(name):
-    """The updates of a batch of Jacobians, and the states of as many first steps."""
+    """The compiled update of a batch of Jacobians, and a batch of initial states."""
     tx = registry.exact(name, M)
 
     def step(J, mask, state):
@@ -66,7 +66,7 @@ def first(name, J, mask):
 
 
 def later(name, J, mask):
-    """The updates of steps that come after one with other Jacobians [b, N]."""
+    """The updates of second steps, after one with other Jacobians [b, N]."""
     return in_batches(name, J, mask, later_state(name))
 
 
@@ -81,7 +81,7 @@ def later_state(name):
 
 @functools.cache
 def drawn(name):
-    """The updates of the random Jacobians."""
+    """The updates of second steps on the random Jacobians."""
     return later(name, *jacobians())
 
 
@@ -89,8 +89,8 @@ def drawn(name):
 def jacobians():
     """2, 3 or 5 gradients in 2, 4 or 8 dimensions [b, M, N], and masks [b, M].
 
-    By turns: normal; of rank 1 to 4 and singular; with norms from 1e-3 to 1e3; with a
-    direction in which all losses decrease.
+    They take turns: normal; rank-deficient, of rank 1 to 4; with norms from 1e-3 to
+    1e3; with a direction in which all losses decrease.
     """
     rng = np.random.default_rng(0)
     J = np.zeros((DRAWS, M, N))
@@ -108,24 +108,24 @@ def jacobians():
 
 
 def lengths(J):
-    """Of the gradients [..., m], and 1 where they are zero."""
+    """The norms of the gradients [..., m], or 1 for zero gradients."""
     norms = np.linalg.norm(J, axis=-1)
     return np.where(norms > 0, norms, 1)
 
 
 @functools.cache
 def stationarity():
-    """How far from Pareto-stationary the points are, for unit gradients [b]."""
+    """How far each point is from Pareto-stationary, in terms of unit gradients [b]."""
     J, mask = jacobians()
     units = J / lengths(J)[..., None]
     return np.array([distance_of_hull(u[m]) for u, m in zip(units, mask, strict=True)])
 
 
 def distance_of_hull(rows):
-    """Of the convex hull of some rows from 0, by brute force.
+    """The distance of the convex hull of some rows from 0, by brute force.
 
-    It is the least of the distances of the affine hulls of its faces, of those that are
-    closest to 0 within the face.
+    It is the smallest distance of any face's affine hull whose point closest to 0 lies
+    within the face.
     """
     distance = np.inf
     indices = range(len(rows))
@@ -140,13 +140,13 @@ def distance_of_hull(rows):
 
 
 def well_posed(name):
-    """[b]: those for which there is a solution, and rounding does not hide it."""
+    """The Jacobians that have a solution which rounding does not hide [b]."""
     bargaining = AGGREGATORS[name].bargaining
     return stationarity() > 0.01 if bargaining else np.full(DRAWS, True)
 
 
 def test_the_jacobians():
-    """Both kinds of points are among them, and both kinds of ranks."""
+    """They include stationary and other points, and full and deficient ranks."""
     J, mask = jacobians()
     assert 50 < (stationarity() > 0.01).sum() < DRAWS - 50
     ranks = np.linalg.matrix_rank(J)
@@ -157,16 +157,16 @@ def test_the_jacobians():
 def test_non_conflicting(name):
     J, _ = jacobians()
     progress = np.einsum("bmn,bn->bm", J, drawn(name))
-    # 1e-12 is rounding in float64, and what the solvers stop at.
+    # The solvers stop at 1e-12, which is also float64 rounding here.
     trace = (J**2).sum(axis=(1, 2))
     assert (progress.min(axis=1) >= -1e-12 * trace)[well_posed(name)].all()
 
 
 @pytest.mark.parametrize("name", those_that(lambda row: not row.conflicts))
 def test_non_conflicting_with_short_gradients(name):
-    """A gradient that is short beside the others is not conflicted with either.
+    """The update does not conflict with short gradients either.
 
-    The cosine can be told from rounding where the update is more than that.
+    The cosine is only meaningful if the update is more than rounding.
     """
     (J, _), update = jacobians(), drawn(name)
     cosines = np.einsum("bmn,bn->bm", J / lengths(J)[..., None], update)
@@ -200,11 +200,11 @@ def test_weighted(name):
 
 
 def outside_of_span(J, update):
-    """How much of an update is no combination of rows, beside the larger of both [b].
+    """The part of an update outside the span of the rows, relative to J or the update.
 
-    FairGrad's update is the longer, the shorter the gradients are.
+    The larger norm counts: FairGrad's update gets longer as the gradients get shorter.
     """
-    units = J / lengths(J)[..., None]  # Of the same span, and better conditioned.
+    units = J / lengths(J)[..., None]  # The same span, better conditioned.
     inside = np.linalg.pinv(units, rcond=1e-10) @ units
     rest = update - np.einsum("bij,bj->bi", inside, update)
     size = np.maximum(np.linalg.norm(J, axis=(1, 2)), np.linalg.norm(update, axis=1))
@@ -212,17 +212,20 @@ def outside_of_span(J, update):
 
 
 def update_of(name, rows, before=None):
-    """The first of a batch of equal ones."""
-    rows = np.asarray(rows, float)
-    m, n = rows.shape
-    J, mask = np.zeros((BATCH, M, N)), np.zeros((BATCH, M), bool)
-    mask[:, :m] = True
+    """The update for these rows, perhaps after a step with the rows `before`."""
+    m, n = np.shape(rows)
+    mask = jnp.asarray(np.tile(np.arange(M) < m, (BATCH, 1)))
+
+    def batch(rows):
+        # A new array each time: on a CPU, JAX may read it in place, and later.
+        J = np.zeros((BATCH, M, N))
+        J[:, :m, :n] = rows
+        return jnp.asarray(J)
+
     step, state = compiled(name)
     if before is not None:
-        J[:, :m, :n] = before
-        state = step(jnp.asarray(J), jnp.asarray(mask), state)[1]
-    J[:, :m, :n] = rows
-    return np.asarray(step(jnp.asarray(J), jnp.asarray(mask), state)[0])[0, :n]
+        state = step(batch(before), mask, state)[1]
+    return np.asarray(step(batch(rows), mask, state)[0])[0, :n]
 
 
 @pytest.mark.parametrize("name", those_that(lambda row: row.conflicts))
@@ -270,18 +273,18 @@ def test_the_coordinates_matter(name):
 
 @pytest.mark.parametrize("name", those_that(lambda row: not row.not_rotated))
 def test_the_coordinates_do_not_matter(name):
-    """To whatever knows the Gramian only."""
+    """Rotating the parameters rotates the update if it depends on the Gramian only."""
     J, mask = (arrays[:BATCH] for arrays in jacobians())
     rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(N, N)))[0]
     error = first(name, J @ rotation, mask) - first(name, J, mask) @ rotation
     error = np.linalg.norm(error, axis=1) / np.linalg.norm(J, axis=(1, 2))
-    # GradVac and PCD divide by what rounding leaves of zero, plus 1e-8.
+    # Where the exact value is zero, GradVac and PCD divide by its rounding plus 1e-8.
     assert error[well_posed(name)[:BATCH]].max() <= 1e-7
 
 
 @pytest.mark.parametrize("name", those_that(lambda row: not row.ordered))
 def test_the_order_of_the_losses_does_not_matter(name):
-    """To the update of a first step."""
+    """The update of a first step is the same in any order."""
     J, mask = (arrays[:BATCH] for arrays in jacobians())
     order = np.random.default_rng(4).permuted(np.tile(np.arange(M), (BATCH, 1)), axis=1)
     permuted = np.take_along_axis(J, order[..., None], 1)
@@ -290,18 +293,19 @@ def test_the_order_of_the_losses_does_not_matter(name):
     error /= np.linalg.norm(J, axis=(1, 2))
     comparable = well_posed(name)[:BATCH]
     if name == "krum":
-        # Of fewer gradients each has one neighbour: the two that are nearest tie.
+        # With fewer gradients each has one neighbour, so the nearest two tie.
         comparable = mask.all(axis=1)
     assert error[comparable].max() <= 1e-7
 
 
 @functools.cache
 def stationary_jacobians(strongly):
-    """Five gradients [b, M, N] with 0 = J^T w for some w > 0, if `strongly`.
+    """Five gradients [b, M, N] at a stationary point.
 
-    Otherwise of three of them; the other two have positive products with a direction
-    that is orthogonal to these: along it two losses decrease and none increases, which
-    cannot be where 0 = J^T w with w > 0.
+    If `strongly`, 0 = J^T w for some w > 0. Otherwise this holds for the first three
+    gradients only. The other two have positive products with a direction that is
+    orthogonal to the three. Along it two losses decrease and no loss increases, which
+    is impossible if 0 = J^T w with w > 0.
     """
     rng = np.random.default_rng(5)
     J = rng.normal(size=(BATCH, M, N))
@@ -332,12 +336,12 @@ def test_strongly_stationary(name):
 
 @every
 def test_weakly_stationary(name):
-    """Not all losses can decrease, but some can."""
+    """The losses cannot all decrease, but some can without any increase."""
     zero = zero_updates(name, strongly=False)
     if AGGREGATORS[name].zero_at == "stationary":
         assert zero.all()
     elif name == "cagrad":
-        # Where its ball has a step that conflicts with nobody: no better one exists.
+        # It is zero if a step in its ball conflicts with no loss: none does better.
         assert 0 < zero.sum() < len(zero)
     else:
         assert not zero.any()

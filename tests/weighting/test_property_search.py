@@ -1,7 +1,7 @@
-"""Do the claimed properties survive a search for Jacobians on which they do not hold?
+"""Search for Jacobians on which the claimed properties do not hold.
 
-The random ones of `test_properties` have no rows that are zero, and no two that are
-parallel, opposed or orthogonal. Most of the small integers that are drawn here have.
+The random Jacobians of `test_properties` have no zero rows, and no two rows that are
+parallel, opposed or orthogonal. Most of the small integer ones drawn here do.
 """
 
 import numpy as np
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 @st.composite
 def jacobians(draw):
-    """[m, n] of integers from -3 to 3, rows times powers of ten from 1e-6 to 1e6."""
+    """[m, n] of integers from -3 to 3, rows scaled by powers of ten, 1e-6 to 1e6."""
     m, n = draw(st.integers(1, M)), draw(st.integers(1, N))
     largest, spread = draw(st.integers(1, 3)), draw(st.integers(0, 6))
 
     def integers(bound, *shape):
-        # Bytes are one choice of Hypothesis, a list of integers is one for each.
+        # For Hypothesis bytes are one choice. A list would be a choice per integer.
         size = int(np.prod(shape))
         data = draw(st.binary(min_size=size, max_size=size))
         one = np.frombuffer(data, np.uint8).reshape(shape)
@@ -45,13 +45,13 @@ def jacobians(draw):
     return rows * 10 ** integers(spread, m, 1)
 
 
-# An example is a batch, of which most are what no other is.
+# Each example of Hypothesis is a whole batch of Jacobians.
 @hypothesis.settings(
     max_examples=8,
     derandomize=True,
     deadline=None,
     database=None,
-    phases=[hypothesis.Phase.generate],  # The worst of a batch is printed anyway.
+    phases=[hypothesis.Phase.generate],  # No shrinking: the worst one is printed.
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 @hypothesis.given(drawn=st.lists(jacobians(), min_size=BATCH, max_size=BATCH))
@@ -81,7 +81,7 @@ def test_claims(name, drawn):
         # The same bounds as in `test_properties`.
         progress = np.einsum("bmn,bn->bm", J, update)
         holds(-progress.min(axis=1) / size**2, 1e-12)
-        # Also with short gradients, where the update is more than rounding.
+        # This includes short gradients, if the update is more than rounding.
         length = np.linalg.norm(update, axis=1)
         cosines = progress / lengths(J) / np.where(length > 0, length, 1)[:, None]
         holds(np.where(length > 1e-9 * size, -cosines.min(axis=1), 0), 1e-6)
@@ -98,7 +98,7 @@ def test_claims(name, drawn):
 
 
 def well_posed(rows):
-    """Whether there is a solution, and rounding does not hide it."""
+    """Whether a solution exists that rounding does not hide."""
     others = rows[np.any(rows != 0, axis=1)]
     units = others / lengths(others)[:, None]
     return len(others) > 0 and distance_of_hull(units) > 0.01

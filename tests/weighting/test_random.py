@@ -1,4 +1,4 @@
-"""Do random weights follow the law that they should?"""
+"""Random weights follow the distribution that they should."""
 
 import math
 
@@ -15,8 +15,8 @@ STEPS = 4000
 def test_the_law():
     """The logarithms of two weights differ by a normal number of variance 2.
 
-    Twenty thousand times that law would stay below the bound of Kolmogorov and Smirnov
-    all but once.
+    The bound is for the Kolmogorov-Smirnov statistic: true samples exceed it once in
+    twenty thousand times.
     """
     weighting = jaxjd.weighting.random(key=1)
     mask = jnp.array([True, True, False, True])
@@ -34,13 +34,13 @@ def test_the_law():
         law = np.array([(1 + math.erf(x / 2)) / 2 for x in ordered])
         distance = np.abs(law - (np.arange(STEPS) + 0.5) / STEPS).max()
         assert distance < 2.3 / np.sqrt(STEPS)
-    # Steps are independent: the correlation of one with the next.
+    # Steps are independent: consecutive weights are not correlated.
     first, second = weights[:-1, 0], weights[1:, 0]
     assert abs(np.corrcoef(first, second)[0, 1]) < 4.5 / np.sqrt(STEPS)
 
 
 def test_a_batch_that_is_not_finite():
-    """It does not look, and its key moves on."""
+    """The weights do not depend on the Gramian, and the key advances."""
     weighting = jaxjd.weighting.random()
     state = weighting.init()
     spoilt, after = weighting.update(jnp.full((3, 3), jnp.nan), state)

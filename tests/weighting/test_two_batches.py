@@ -1,4 +1,4 @@
-"""Do SDMGrad and MoDo use two batches, and stay on the simplex?"""
+"""SDMGrad and MoDo use two batches and stay on the simplex."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def batches(dtype=float):
 
 @both
 def test_as_documented(name):
-    """Weights from two batches, the update from a third."""
+    """The weights come from two batches, the update from a third."""
     params = jnp.array([0.3, -0.2, 0.5])
     weighting = MAKE[name]()
     tx = optax.chain(jaxjd.aggregate(weighting), optax.sgd(1.0))
@@ -65,7 +65,7 @@ def test_without_a_second_batch(name):
 
 @both
 def test_losses_that_are_missing(name):
-    """They keep their part, and the others move as if they were alone."""
+    """Missing losses keep their weight in the state. The others share the rest."""
     weighting = MAKE[name]()
     A = jnp.asarray(np.random.default_rng(1).normal(size=(M, M)), jnp.float32)
     mask = jnp.array([True, True, False, True])
@@ -79,7 +79,7 @@ def test_losses_that_are_missing(name):
 
 
 def test_modo_by_hand():
-    """From (1/2, 1/2) against the gradient (1, 0) / 2 + r w, and projected."""
+    """One projected step from (1/2, 1/2) against the gradient (1, 0) / 2 + r w."""
     weighting = jaxjd.weighting.modo(num_losses=2, step_size=0.2, regularization=0.5)
     A = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
     weights, _ = jax.jit(weighting.update)(
@@ -89,20 +89,20 @@ def test_modo_by_hand():
 
 
 def test_sdmgrad_finds_the_shortest_update():
-    """With small steps, many of them, and no preference: MGDA's weights."""
+    """With many small steps and no regularization, the weights are MGDA's."""
     weighting = jaxjd.weighting.sdmgrad(
         num_losses=M, step_size=0.3, momentum=0.0, inner_steps=2000, regularization=0.0
     )
     J = np.array([[3.0, 0.0, 0], [0, 1.0, 0], [0, 0, 2.0], [4.0, 4.0, 4.0]])
     G = jnp.asarray(J @ J.T, jnp.float32)
     weights, _ = weighting.update(G, weighting.init(), cross_gramian=G)
-    # Of orthogonal gradients each counts with its inverse square.
+    # The weights of orthogonal gradients are proportional to 1 / squared norm.
     expected = np.array([1 / 9, 1, 1 / 4, 0])
     assert_allclose(weights, expected / expected.sum(), atol=1e-4)
 
 
 def test_the_projection(x64):
-    """The conditions that only the closest point of the simplex fulfils."""
+    """Only the closest point of the simplex fulfils these conditions."""
     project = jax.jit(project_onto_simplex)
     rng = np.random.default_rng(2)
     for scale in (0.1, 1.0, 1e6):
@@ -112,14 +112,14 @@ def test_the_projection(x64):
             assert_array_equal(p[~mask], 0)
             assert_allclose(p.sum(), 1, rtol=1e-12)
             assert (p >= 0).all()
-            # p - y is the same where p > 0, and more elsewhere.
+            # p - y is smallest, and the same, wherever p > 0.
             excess = (p - point)[mask]
             assert_allclose(excess[p[mask] > 0], excess.min(), rtol=1e-9, atol=1e-12)
     assert_array_equal(project(jnp.ones(M), jnp.zeros(M, bool)), 0)
 
 
 def test_a_share_of_nothing():
-    """Present losses whose weights are all zero start from equal ones."""
+    """Present losses whose weights are all zero start from equal weights."""
     mask = jnp.array([True, True, False, False])
     weights, share = share_of_present(jnp.array([0.0, 0.0, 0.5, 0.5]), mask)
     assert_array_equal(weights, [0.5, 0.5, 0, 0])

@@ -1,7 +1,7 @@
-"""Is it true what the page says of gradients that are zero, opposed, or no numbers?
+"""The page is right about gradients that are NaN, zero, opposed and so on.
 
-Each word of the registry is looked up in `WORDS`, and holds for a few random Jacobians
-of that kind, in float32, in a first step.
+`WORDS` has a check for each word of the registry. It must hold for a few random
+Jacobians of each kind, in float32, in a first step.
 """
 
 import functools
@@ -31,7 +31,7 @@ def section():
 
 
 def words_of(row):
-    """Those of each kind of gradients, without their footnotes."""
+    """The words for each kind of gradients, without footnotes."""
     cells = [cell.strip(" \u2076\u2077").split(", ") for cell in row.unusual.split("|")]
     return dict(zip(KINDS, cells, strict=True))
 
@@ -41,7 +41,7 @@ every = pytest.mark.parametrize("name", TABLE)
 
 
 def jacobian(kind, seed):
-    """Six gradients in 12 dimensions."""
+    """Six gradients of this kind in 12 dimensions."""
     J = np.random.default_rng(seed).normal(size=(M, N))
     if kind == "one is zero":
         J[2] = 0
@@ -60,12 +60,12 @@ def jacobian(kind, seed):
 
 
 class Outcome(NamedTuple):
-    """Of a first step."""
+    """The result of a first step."""
 
     update: np.ndarray
     """[N]"""
     weights: Any
-    """[M] of floats, or None if it has none."""
+    """[M] of floats, or None for an aggregator without weights."""
     state: Any
 
 
@@ -92,7 +92,7 @@ def step(name, J, mask=None):
 
 
 class Case(NamedTuple):
-    """What a word is to be true of."""
+    """The inputs and results that a word describes."""
 
     name: str
     kind: str
@@ -107,7 +107,7 @@ class Case(NamedTuple):
 
     @property
     def projections(self):
-        """Of the update onto the unit gradients, of those that are not zero."""
+        """The projections of the update onto the nonzero gradients."""
         norms = self.norms
         return (self.J @ self.update)[norms > 0] / norms[norms > 0]
 
@@ -136,7 +136,7 @@ def sum_(case):
 
 
 def longer_mean(case):
-    """CAGrad goes as far from the mean as it may, by half the norm of the mean."""
+    """CAGrad moves as far from the mean as its ball allows: half the mean's norm."""
     assert_allclose(case.weights.sum(), 1.5, rtol=1e-5)
     assert_allclose(case.update, 1.5 * case.J.mean(axis=0), atol=1e-5 * case.largest)
 
@@ -169,14 +169,14 @@ def alike(case):
 
 
 def zero(case):
-    """Beside the gradients that it is made of."""
+    """The update is zero relative to the gradients that it combines."""
     made_of = 0 if case.weights is None else np.abs(case.weights) @ case.norms
     assert np.linalg.norm(case.update) <= 1e-5 * made_of
 
 
 def no_conflict(case):
     assert np.linalg.norm(case.update) > 0
-    # Cosines. In float32 G knows those of short gradients to 1e-7 of the longest.
+    # In float32 the entries of G are only known to 1e-7 of the longest gradient.
     assert (case.projections >= -1e-5 * np.linalg.norm(case.update)).all()
 
 
@@ -201,7 +201,7 @@ def secondary(case):
 
 
 def same_direction(case, J):
-    """As that of other gradients, the third of which is missing."""
+    """The direction is the same as with the gradients J without the third one."""
     without = step(case.name, J, np.arange(M) != 2).update
     lengths = np.linalg.norm([case.update, without], axis=1)
     assert (lengths > 0).all()
@@ -235,7 +235,7 @@ def one_sign(case):
 
 
 def between(case):
-    """Without the largest and the smallest entry, since `num_trimmed` is 1."""
+    """The largest and the smallest entry are trimmed, since `num_trimmed` is 1."""
     ordered = np.sort(case.J, axis=0)
     slack = 1e-6 * np.abs(ordered).max(axis=0)
     assert (case.update >= ordered[1] - slack).all()
@@ -247,7 +247,7 @@ def fixed(case):
 
 
 def as_the_other(case):
-    """The weighting whose average it is, here UPGrad as in the registry."""
+    """The weights are those of the averaged weighting, UPGrad in the registry."""
     (inner,) = registry.AGGREGATORS[case.name].arguments(M)
     expected = jax.jit(inner)(jnp.asarray(case.J @ case.J.T))
     assert_allclose(case.weights, expected, rtol=1e-5, atol=1e-6)
@@ -312,7 +312,7 @@ def same(state, other):
 
 
 def spoilt_gramians():
-    """With a number that is none on the diagonal, beside it, or in all of a row."""
+    """Put a NaN or an infinity on the diagonal, beside it, or in a whole row."""
     one = gramian()
     for value in (np.nan, np.inf):
         for place in [(1, 1), (2, 3), (1, slice(None))]:
@@ -321,7 +321,7 @@ def spoilt_gramians():
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_a_gramian_that_is_not_finite(name):
-    """No number comes out, and the state stays as it was: the next step is a first."""
+    """The weights are NaN and the state stays as it was, except for blind weights."""
     (word,) = TABLE[name][NOT_FINITE]
     init, update, _ = test_weightings.compiled(name)
     one, mask = gramian(), jnp.ones(M, bool)
@@ -361,10 +361,10 @@ def test_rows_that_are_not_finite(name):
 
 
 def test_the_footnotes():
-    """A zero gradient that leaves CAGrad something to do, and PCD nothing."""
+    """With a zero gradient, CAGrad's weights can be nonzero and PCD's can be zero."""
     J = np.zeros((M, N), np.float32)
     J[1:, 0] = [1, -1, -1, -1, -1]
-    # Every step of the ball conflicts with the second gradient, and the best one least.
+    # Every step in the ball conflicts with the second gradient. CAGrad takes the best.
     assert_allclose(step("cagrad", J).update, J.mean(axis=0) / 2, rtol=1e-4)
     J = jacobian("one is zero", 0)
     assert_array_equal(step("pcd", J[[2, 0, 1, 3, 4, 5]]).weights, 0)

@@ -1,4 +1,4 @@
-"""Does every weighting do what all of them must?"""
+"""What every weighting must do."""
 
 import functools
 
@@ -23,8 +23,8 @@ def gramian(key=0, rank=M, dtype=jnp.float32):
 
 
 def compiled(name, m=M):
-    """The update, compiled once for each type, and a list of how often it was."""
-    return compiled_for(name, m)  # To a cache a default is another argument.
+    """The `init`, the compiled `update`, and a list with an entry for each trace."""
+    return compiled_for(name, m)  # So that a call without `m` shares the cache entry.
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def weigh(name, gramian, mask=None):
 
 
 def refused(name, gramian):
-    """Whatever the weighting has to say against it."""
+    """Call the weighting with a Gramian that it should refuse."""
     weighting = registry.weighting(name, M)
     extra_args = registry.extra_args(name, gramian)
     return weighting.update(gramian, weighting.init(), **extra_args)
@@ -71,11 +71,11 @@ def test_the_registry_is_complete():
 @every
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_dtypes(name, dtype, x64):
-    """Of the weights that of the Gramian or wider; of the state always the same."""
+    """Weights have the Gramian's dtype, at least float32. The state's never changes."""
     init, update, _ = compiled(name)
     state = init()
     one = jax.ShapeDtypeStruct((M, M), dtype)
-    # Traced only. A type that is narrower than float32 is widened first of all.
+    # Tracing is enough: a dtype narrower than float32 is widened before anything else.
     weights, new = jax.eval_shape(update, one, state, jnp.ones(M, bool))
     assert weights.shape == (M,)
     assert weights.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
@@ -90,7 +90,7 @@ def test_dtypes(name, dtype, x64):
 
 @every
 def test_vmap_of_a_scan(name):
-    """It can be traced, and not more: to compile it takes as long as all the rest."""
+    """A vmap of a scan can be traced. Compiling it would take too long."""
     init, update, _ = compiled(name)
 
     def steps(gramians):
@@ -105,7 +105,7 @@ def test_vmap_of_a_scan(name):
 
 @pytest.mark.parametrize("name", ["gradvac", "sdmgrad"])
 def test_vmap_of_a_state(name):
-    """Two runs at once are what they are one after the other."""
+    """Two runs at once give the same as one after the other."""
     init, update, _ = compiled(name)
     together = jax.jit(jax.vmap(update, (0, 0, None)))
     every = jnp.ones(M, bool)
@@ -121,7 +121,7 @@ def test_vmap_of_a_state(name):
 
 @every
 def test_losses_that_are_missing(name):
-    """As if they did not exist, and compiled once for every mask."""
+    """Masked losses do not count, and one compilation serves every mask."""
     one = gramian()
     masks = [np.array(mask, bool) for mask in ([1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 0])]
     _, _, traces = compiled(name)
@@ -129,10 +129,10 @@ def test_losses_that_are_missing(name):
     before = len(traces)
     for mask in masks:
         if name == "pcd" and not mask[0]:
-            # No other loss becomes the one that matters most.
+            # No other loss takes the place of the first.
             assert_array_equal(weigh(name, one, jnp.asarray(mask)), 0)
             continue
-        # Whatever is in their rows and columns.
+        # The missing losses' rows and columns may hold anything.
         spoilt = jnp.where(mask[:, None] & mask[None], one, jnp.nan)
         weights = weigh(name, spoilt, jnp.asarray(mask))
         assert_array_equal(weights[~mask], 0)
@@ -148,12 +148,12 @@ def test_losses_that_are_missing(name):
 
 @pytest.mark.parametrize("name", ["cagrad", "gradvac", "imtl_g", "nash_mtl", "sdmgrad"])
 def test_outside_of_jit_nothing_is_compiled_twice(name):
-    """Loops and conditions neither, which JAX knows by their functions."""
+    """This includes loops and conditions, which JAX caches by their functions."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: "backend_compile" in event and compiled.append(event)
     )
-    # Of a size that no other test has compiled anything for.
+    # No other test has compiled anything for this size.
     weighting, one = registry.weighting(name, 7), jnp.eye(7) + 0.1
     for _ in range(2):
         before = len(compiled)
@@ -164,12 +164,12 @@ def test_outside_of_jit_nothing_is_compiled_twice(name):
 
 @every
 def test_a_single_loss(name):
-    """A positive multiple of its gradient: there is nothing to weigh."""
+    """The update is a positive multiple of the gradient."""
     alone = jnp.arange(M) == 0
     assert weigh(name, gramian(), alone)[0] > 0
     init, update, _ = compiled(name, 1)
     one = jnp.ones((1, 1))
-    # Traced only: to compile it takes as long as all the other tests.
+    # Only trace this: compiling takes as long as all the other tests.
     least = WEIGHTINGS[name].least
     if least == 1:
         weights, _ = jax.eval_shape(update, one, init(), jnp.ones(1, bool))
@@ -312,7 +312,7 @@ def test_hyperparameters_out_of_range(name, args, kwargs, message):
 
 @pytest.mark.parametrize("name", ["pcgrad", "gradvac", "random"])
 def test_keys(name):
-    """A seed and its key give the same, two steps do not, and others are refused."""
+    """A seed equals its key, a step changes the key, and other types raise."""
     make = getattr(jaxjd.weighting, name)
     if name == "gradvac":
         make = functools.partial(make, num_losses=M)
@@ -358,7 +358,7 @@ def test_a_state_of_another_number_of_losses(name):
 
 
 def test_a_weighting_is_a_function_to_jax():
-    """And to everybody else the pair of functions that it is made of."""
+    """Otherwise it is the pair of functions that it was made of."""
     weighting = jaxjd.weighting.mean()
     assert_array_equal(jax.jit(weighting)(gramian()), weigh("mean", gramian()))
     assert_array_equal(
@@ -372,7 +372,7 @@ def test_a_weighting_is_a_function_to_jax():
 
 
 def test_values():
-    """Known without computing."""
+    """The weights of these weightings are known in advance."""
     one = gramian()
     assert_array_equal(jaxjd.weighting.mean()(one), np.full(M, 1 / M, np.float32))
     assert_array_equal(jaxjd.weighting.sum()(one), np.ones(M))
@@ -399,14 +399,14 @@ def test_the_example_of_torchjd():
 
 
 def test_dualproj_of_two_gradients(x64):
-    """With two losses the projection of u is known in closed form."""
+    """With two losses the projection has a closed form."""
     g1, g2 = J
     mean = (g1 + g2) / 2
     assert g1 @ mean < 0 < g2 @ mean
     expected = mean - (g1 @ mean) / (g1 @ g1) * g1
     weights = jaxjd.weighting.dualproj()(jnp.asarray(J @ J.T))
     assert_allclose(weights @ J, expected, rtol=1e-7)
-    # A preference that conflicts with nobody is left alone.
+    # A preference whose update conflicts with no loss stays as it is.
     weights = jaxjd.weighting.dualproj([1.0, 0.8])(jnp.asarray(J @ J.T))
     assert_allclose(weights, [1.0, 0.8], rtol=1e-12)
 
@@ -430,7 +430,7 @@ def test_a_preference_of_losses_that_agree():
         ([1j, 1], TypeError, "`preference` must be real numbers. Got complex"),
     ],
 )
-def test_a_preference_that_is_none(name, preference, error, message):
+def test_an_invalid_preference(name, preference, error, message):
     with pytest.raises(error, match=message):
         getattr(jaxjd.weighting, name)(preference)
 

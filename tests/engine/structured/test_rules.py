@@ -7,7 +7,13 @@ import pytest
 from jax import lax
 
 from tests.engine.structured.conftest import NUM_EXAMPLES as m
-from tests.engine.structured.conftest import normal
+from tests.engine.structured.conftest import (
+    brute_force,
+    normal,
+    quickly,
+    relative,
+    traced,
+)
 
 
 def dot(p, x):
@@ -93,7 +99,7 @@ def other_index_types(p, tokens):
         lax.gather(p["e"], i[:, None], numbers, (1, 3), mode=mode, fill_value=0)
         for i, mode in zip(indices, modes, strict=True)
     ]
-    start = (tokens[0], jnp.zeros((), tokens.dtype))
+    start = (jnp.minimum(tokens[0], 100), jnp.zeros((), tokens.dtype))
     rows.append(lax.dynamic_slice(p["e"], start, (2, 2)))
     return sum(jnp.sum(jnp.tanh((n + 1) * row) ** 2) for n, row in enumerate(rows))
 
@@ -209,10 +215,21 @@ def test_rule(fun, agrees):
         ("uint64", 300),
     ],
 )
-def test_index_type(dtype, length, agrees):
+def test_index_type(dtype, length):
     last = np.iinfo(dtype).max
-    tokens = np.array([[last, 3, 3], [1, 127, last], [last // 2, last, 7]], dtype)
-    agrees(other_index_types, {"e": normal(length, 3)}, tokens)
+    tokens = [[last, 3, 3], [1, 127, last], [last // 2, last, 7]]
+    params = {"e": normal(length, 3)}
+    # By int32, as some versions of JAX transpose narrow lookups wrongly. What is beyond
+    # the table stays beyond it.
+    wide = np.minimum(np.array(tokens, object), length + 5).astype("int32")
+
+    def gramians(params):
+        jacobian, _, _ = traced(other_index_types, params, np.array(tokens, dtype))
+        (rows,) = brute_force(other_index_types, params, wide)[1]
+        return jacobian.gramian(), jnp.tensordot(rows, rows, ((1, 2), (1, 2)))
+
+    actual, wanted = quickly(gramians, params)
+    assert relative(actual, wanted) < 1e-12
 
 
 CONVOLUTIONS = {

@@ -1,0 +1,87 @@
+"""Search again where the weights are so large that rounding decided the first search.
+
+Near a Pareto-stationary point the dual cone is thin. Where it is nothing but 0, the
+projection is a combination of the gradients that vanishes, with weights of the size of
+1 / (the smallest share in such a combination). Rounding opens the cone before a search
+that begins at small weights gets there.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxjd._numerics import matmul
+from jaxjd.solvers._face_cg import FaceCG
+from jaxjd.solvers._implicit import Solver
+
+_MAX_SEARCHES, _GROWTH = 5, 32
+
+
+class _Searches(NamedTuple):
+    best: FaceCG
+    gradient2: Float[Array, " k"]  # Squared norm of C (b + x) for the best x.
+    rows: Bool[Array, " k"]  # To be searched (again).
+    start: Float[Array, "k m"]
+    count: Int[Array, ""]
+
+
+def restarted(solver: Solver, *, tolerance: float) -> Solver:
+    """A solver that searches again from larger weights, in the few rows that need it.
+
+    These are the rows in which the square of the update drowns in the rounding of the
+    weights, although the update has a projection onto some gradient that is more than
+    rounding. The weights that were found nearly vanish in combination. A multiple of
+    them changes the update little, and is far from the bounds that were in the way.
+    """
+
+    def solve(C, b, x0) -> FaceCG:
+        k, m = b.shape
+        eps = float(jnp.finfo(C.dtype).eps)
+
+        def search(s: _Searches) -> _Searches:
+            # A row of zeros ends at once.
+            rows = s.rows[:, None]
+            new = solver(C, jnp.where(rows, b, 0), jnp.where(rows, s.start, 0))
+            z = jnp.where(rows, b + new.x, 0)
+            y = matmul(z, C)
+            size2, gradient2 = _square(z), _square(y)
+            better = s.rows & (gradient2 < s.gradient2)
+            x = jnp.where(better[:, None], new.x, s.best.x)
+            noise2 = eps * m**0.5 * size2
+            update2 = jnp.sum(z * y, axis=-1)
+            # One row that drowns takes all that are in sight along: they move together.
+            again = (update2 <= 512 * noise2) & jnp.any(update2 <= 32 * noise2)
+            again &= s.rows & (gradient2 > (16 * tolerance) ** 2 * size2)
+            # What did not help, or reached its cap, is not tried again.
+            again &= (gradient2 < s.gradient2 / 2) & new.finished
+            return _Searches(
+                best=FaceCG(
+                    x,
+                    jnp.where(better, new.finished, s.best.finished),
+                    s.best.iterations + new.iterations,
+                ),
+                gradient2=jnp.where(better, gradient2, s.gradient2),
+                rows=again,
+                start=_GROWTH * x,
+                count=s.count + 1,
+            )
+
+        def unfinished(s: _Searches):
+            return jnp.any(s.rows) & (s.count < _MAX_SEARCHES)
+
+        begin = _Searches(
+            best=FaceCG(x0, jnp.zeros(k, bool), jnp.zeros((), jnp.int32)),
+            gradient2=jnp.full(k, jnp.inf, C.dtype),
+            rows=jnp.ones(k, bool),
+            start=x0,
+            count=jnp.zeros((), jnp.int32),
+        )
+        return lax.while_loop(unfinished, search, begin).best
+
+    return solve
+
+
+def _square(rows: Float[Array, "k m"]) -> Float[Array, " k"]:
+    return jnp.sum(jnp.square(rows), axis=-1)
