@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import (
@@ -76,7 +75,7 @@ def cr_mogm(
     start = None
     if initial_weights is not None:
         start = check_vector("initial_weights", initial_weights, nonnegative=False)
-        if not isinstance(size, Tracer):
+        if isinstance(size, int):
             check_length("initial_weights", start, size)
 
     def init():

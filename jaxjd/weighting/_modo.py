@@ -64,7 +64,7 @@ def modo(
 
     def init():
         m = known("num_losses", size)
-        return MoDoState(jnp.full(m, 1 / m))
+        return MoDoState(jnp.full(m, 1 / m, float))
 
     def weights(cross_gramian, mask, state):
         check_num_losses(len(state.weights), cross_gramian)

@@ -71,7 +71,7 @@ def pcd(
     checked_decay = check_number("decay", decay, "[0, 1)")
     checked_eps = check_number("eps", eps, "[0, inf)")
     fractions = check_fractions(tau)
-    if not isinstance(size, Tracer):
+    if isinstance(size, int):
         check_num_fractions(fractions, size)
 
     def init():
@@ -118,7 +118,7 @@ def check_fractions(
     tau: float | Float[Array, ""] | Float[Array, " m-1"] | Sequence[float],
 ) -> Float[Array, ""] | Float[Array, " m-1"]:
     """**Raises:** `ValueError` or `TypeError` if they are not numbers in [0, 1]."""
-    if np.ndim(tau) == 0:
+    if isinstance(tau, int | float) or not (isinstance(tau, Sequence) or np.ndim(tau)):
         return jnp.asarray(check_number("tau", tau, "[0, 1]"))
     values = check_vector("tau", tau, nonnegative=True)
     if not isinstance(values, Tracer) and (np.asarray(values) > 1).any():

@@ -88,7 +88,7 @@ def sdmgrad(
 
     def init():
         m = known("num_losses", size)
-        return SDMGradState(jnp.full(m, 1 / m))
+        return SDMGradState(jnp.full(m, 1 / m, float))
 
     def weights(cross_gramian, mask, state):
         check_num_losses(len(state.weights), cross_gramian)

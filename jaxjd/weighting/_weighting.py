@@ -168,21 +168,21 @@ def check_weighting(weighting: Weighting) -> Weighting:
     """**Raises:** `TypeError` if it is anything else, such as a transformation."""
     if isinstance(weighting, Weighting):
         return weighting
-    name = getattr(weighting, "__name__", None)
+    name = getattr(weighting, "__name__", "")
     module = getattr(weighting, "__module__", None) or ""
     if isinstance(weighting, optax.GradientTransformation):
         got = (
             "an optax transformation: write `jaxjd.weighting.NAME(...)` in place of "
             "`jaxjd.NAME(...)`"
         )
-    elif (
-        module.startswith(("jaxjd.weighting.", "jaxjd.transform.")) or module == "jaxjd"
-    ):
-        got = f"a function: call it, `jaxjd.weighting.{name}(...)`"
+    elif module == "jaxjd" or module.startswith("jaxjd.weighting."):
+        got = f"a function that makes one: write `jaxjd.weighting.{name}(...)`"
     elif hasattr(weighting, "gramian"):
         got = "a Jacobian, which the update of the transformation takes"
+    elif callable(weighting):
+        got = "a function: one of a Gramian becomes `jaxjd.Weighting(init, update)`"
     else:
-        got = f"{type(weighting).__name__}"
+        got = repr(weighting)
     raise TypeError(
         "`weighting` must be a jaxjd.Weighting, such as jaxjd.weighting.upgrad(). Got "
         f"{got}."

@@ -110,7 +110,7 @@ def test_zero_gradients_and_nan():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="`c` must be in .0, inf.. Got -1"):
+    with pytest.raises(ValueError, match=r"`c` must be in \[0, inf\). Got -1"):
         maximise_on_ball(np.eye(2), np.ones(2), -1)
     with pytest.raises(ValueError, match=r"`u` must have shape \(2,\).*Got \(3,\)"):
         maximise_on_ball(np.eye(2), np.ones(3), 1)

@@ -84,7 +84,7 @@ def test_zero_missing_and_nan():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="`alpha` must be in .0, inf.. Got 0"):
+    with pytest.raises(ValueError, match=r"`alpha` must be in \(0, inf\). Got 0"):
         bargain(np.eye(2), alpha=0)
     with pytest.raises(ValueError, match=r"`mask` must have shape \(2,\)"):
         bargain(np.eye(2), mask=np.ones(3, bool))

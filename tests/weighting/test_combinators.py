@@ -126,9 +126,18 @@ def test_a_gramian_that_is_not_finite(name):
 
 
 @every
-def test_what_is_no_weighting(name):
-    with pytest.raises(TypeError, match="`weighting` must be a jaxjd.Weighting"):
-        MAKE[name](jaxjd.mean())
+def test_what_is_not_a_weighting(name):
+    for given, message in {
+        jaxjd.mean(): "transformation: write `jaxjd.weighting.NAME",
+        jaxjd.mean: r"makes one: write `jaxjd.weighting.mean\(...\)`",
+        jaxjd.weighting.mean: r"makes one: write `jaxjd.weighting.mean\(...\)`",
+        jnp.diagonal: r"a function: one of a Gramian becomes `jaxjd.Weighting\(init",
+        "mean": "Got 'mean'",
+    }.items():
+        with pytest.raises(TypeError, match=f"`weighting` must be .*{message}"):
+            MAKE[name](given)
+    with pytest.raises(TypeError, match="Got a Jacobian, which the update of"):
+        MAKE[name](jaxjd.jac(jnp.square)(jnp.ones(3)))
 
 
 def test_without_losses():

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -82,6 +83,9 @@ def test_dtypes(name, dtype, x64):
     assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(
         lambda x: x.dtype, state
     )
+    # A state of a weak type would have the second step of a run compiled anew.
+    weak = jax.tree.map(lambda x: getattr(x, "weak_type", False), (state, new))
+    assert not any(jax.tree.leaves(weak))
 
 
 @every
@@ -205,6 +209,30 @@ def test_a_gramian_that_is_not_square(name, shape):
         refused(name, jnp.ones(shape))
 
 
+@pytest.mark.parametrize("name", ["mean", "pcgrad"])
+def test_what_is_not_a_gramian(name):
+    """With a state and without, called and as `update`."""
+    weighting = registry.weighting(name, M)
+    jac = jaxjd.jac(jnp.square)(jnp.ones(M))
+    gradients = {"w": jnp.ones((M, 2)), "b": jnp.ones(M)}
+    for given, message in (
+        (jac, r"Got a Jacobian: write `weighting\(jac.gramian\(\)\)`"),
+        (gradients, r"Got dict. Gradients go to a transformation: `jaxjd.NAME\(\)"),
+        (list(gradients.values()), "Got list. Gradients go to"),
+        (None, "Got NoneType"),
+    ):
+        with pytest.raises(TypeError, match="`gramian` must be the matrix.*" + message):
+            weighting(given)
+        with pytest.raises(TypeError, match="`gramian` must be the matrix.*" + message):
+            weighting.update(given, weighting.init())
+
+
+def test_a_weighting_in_a_chain():
+    tx = optax.chain(jaxjd.weighting.upgrad(), optax.sgd(0.1))
+    with pytest.raises(TypeError, match=r"In optax.chain use `jaxjd.NAME\(...\)` in"):
+        tx.init(jnp.ones(3))
+
+
 @every
 def test_a_gramian_of_integers(name):
     with pytest.raises(TypeError, match="`gramian` must be real floating-point"):
@@ -299,6 +327,26 @@ def test_keys(name):
     one = gramian() - 0.9 * jnp.diag(jnp.diag(gramian()))
     _, state = update(one, init(), jnp.ones(M, bool))
     assert state.key != init().key
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "gradvac", "random", "graddrop"])
+def test_the_keys_of_many_runs(name):
+    """Each draws its own if its key is made in the mapped function."""
+    sizes = {"num_losses": M} if name == "gradvac" else {}
+    rows = jax.random.normal(jax.random.key(5), (M, 4))
+
+    def run(key):
+        tx = getattr(jaxjd, name)(key=key, **sizes)
+        return tx.update(rows, tx.init(rows[0]), rows[0])[0]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    many = jax.jit(jax.vmap(run))(keys)
+    assert_allclose(many[1], run(keys[1]), rtol=1e-4, atol=1e-5)
+    assert not (many[0] == many[1]).all()
+    assert not (many[1] == many[2]).all()
+    # As the documentation warns, a seed is the same for all.
+    same = jax.vmap(lambda _: run(3))(keys)
+    assert_array_equal(same[0], same[1])
 
 
 @pytest.mark.parametrize("name", ["cr_mogm", "gradvac", "modo", "sdmgrad"])
