@@ -218,6 +218,8 @@ def test_small_rows_are_kept_by_default():
     explanation = jaxjd.explain(losses)(params)
     assert explanation.method == "dense"
     assert "activations outweigh the rows" in explanation.reason
+    assert explanation.pieces == (1, 1)
+    assert "pulled back in 2 pieces of (1, 1)" in str(explanation)
 
 
 @functools.partial(jax.jit, static_argnums=0)
