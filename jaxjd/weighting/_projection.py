@@ -58,7 +58,7 @@ def projection(
         )
 
     def init():
-        # The latter is checked above.
+        # With `warm_start` the size is given, as checked above.
         if not warm_start or size is None:
             return optax.EmptyState()
         return ProjectionState(jnp.zeros(shape(known("num_losses", size))))
