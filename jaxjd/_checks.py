@@ -1,4 +1,4 @@
-"""Checks of Gramians, masks and hyperparameters, and what their messages say."""
+"""Check Gramians, masks and hyperparameters, and say what is wrong with them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -70,10 +70,10 @@ def present_only(
 def check_vector(
     name: str, values: Float[Array, " m"] | Sequence[float], *, nonnegative: bool
 ) -> Float[Array, " m"]:
-    """A vector that a factory was given, checked as far as its values are known.
+    """Check a vector that a factory was given, as far as its values are known.
 
     **Raises:** `TypeError` if it is not real; `ValueError` if it is not a vector of
-    finite numbers, or has a negative one where none may be.
+    finite numbers, or must be nonnegative and is not.
     """
     vector = (
         values if isinstance(values, jax.Array) else jnp.asarray(np.asarray(values))
@@ -95,7 +95,7 @@ def check_vector(
 
 
 def check_length(name: str, vector: Float[Array, " m"], m: int) -> Float[Array, " m"]:
-    """**Raises:** `ValueError` if it has not one entry per loss."""
+    """**Raises:** `ValueError` if it does not have one entry per loss."""
     if vector.shape != (m,):
         raise ValueError(
             f"`{name}` must have one entry for each of the {m} losses. Got "
@@ -107,9 +107,9 @@ def check_length(name: str, vector: Float[Array, " m"], m: int) -> Float[Array, 
 def check_number(
     name: str, value: float | Float[Array, ""], interval: str
 ) -> float | Float[Array, ""]:
-    """A number in an interval such as `"[0, 1)"` or `"(0, inf)"`.
+    """Check a number, which must be in an interval such as `"[0, 1)"` or `"(0, inf)"`.
 
-    It may be a scalar array, and one that is traced, whose value is not checked.
+    It may be a scalar array. If that is traced, its value is not checked.
 
     **Raises:** `TypeError` if it is not a real number; `ValueError` if it is NaN or
     outside.
@@ -133,10 +133,10 @@ def check_number(
 def check_integer(
     name: str, value: int | Int[Array, ""], *, least: int
 ) -> int | Int[Array, ""]:
-    """An integer that is large enough.
+    """Check an integer, which must be large enough.
 
-    It may be a scalar array, and one that is traced, whose value is not checked. Where
-    a shape depends on it, use [`known`][].
+    It may be a scalar array. If that is traced, its value is not checked. If a shape
+    depends on it, use [`known`][].
 
     **Raises:** `TypeError` if it is not an integer, `ValueError` if it is too small.
     """
@@ -150,7 +150,7 @@ def check_integer(
 
 
 def known(name: str, value: int | Int[Array, ""]) -> int:
-    """An integer that shapes the computation.
+    """Check that an integer is known, because it shapes the computation.
 
     **Raises:** `TypeError` if it is traced.
     """
@@ -175,7 +175,7 @@ def _is_scalar(value: Any, *kinds: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    """What a message says that it got: of an array its dtype and shape."""
+    """Describe a value for a message: an array by its dtype and shape."""
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype}{list(value.shape)}"
     return repr(value)
@@ -189,7 +189,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
 
 
 def check_key(key: int | jax.Array) -> jax.Array:
-    """A key of `jax.random` from itself or from an integer seed.
+    """A key of `jax.random`, given one or an integer seed.
 
     **Raises:** `TypeError` if it is neither.
     """
@@ -207,9 +207,9 @@ def check_key(key: int | jax.Array) -> jax.Array:
 
 
 def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> int:
-    """The number of losses that a state was made for.
+    """Check that a Gramian has as many losses as the state was made for.
 
-    **Raises:** `ValueError` if the Gramian has another.
+    **Raises:** `ValueError` if it does not.
     """
     if gramian.shape[0] != num_losses:
         raise ValueError(
@@ -220,6 +220,6 @@ def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> int:
 
 
 def check_max_iterations(max_iterations: int | None) -> None:
-    """**Raises:** `ValueError` if the cap would leave nothing to return."""
+    """**Raises:** `ValueError` if it is below 1."""
     if max_iterations is not None and max_iterations < 1:
         raise ValueError(f"`max_iterations` must be at least 1. Got {max_iterations}.")
