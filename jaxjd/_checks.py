@@ -41,7 +41,10 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
 
 
 def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
-    """**Raises:** `ValueError` or `TypeError` if it is not m bools."""
+    """A mask of m losses, all true by default.
+
+    **Raises:** `ValueError` or `TypeError` if it is not m bools.
+    """
     if mask is None:
         return jnp.ones(m, bool)
     mask = jnp.asarray(mask)
@@ -70,14 +73,19 @@ def present_only(
 def check_vector(
     name: str, values: Float[Array, " m"] | Sequence[float], *, nonnegative: bool
 ) -> Float[Array, " m"]:
-    """Check a vector that a factory was given, as far as its values are known.
+    """A vector of numbers, or of scalars that may be traced.
+
+    Values that are known are checked.
 
     **Raises:** `TypeError` if it is not real; `ValueError` if it is not a vector of
     finite numbers, or must be nonnegative and is not.
     """
-    vector = (
-        values if isinstance(values, jax.Array) else jnp.asarray(np.asarray(values))
-    )
+    if isinstance(values, jax.Array):
+        vector = values
+    elif any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):
+        vector = jnp.stack([jnp.asarray(x) for x in values])
+    else:
+        vector = jnp.asarray(np.asarray(values))
     if jnp.issubdtype(vector.dtype, jnp.integer):
         vector = vector.astype(float)
     if not jnp.issubdtype(vector.dtype, jnp.floating):
@@ -95,7 +103,10 @@ def check_vector(
 
 
 def check_length(name: str, vector: Float[Array, " m"], m: int) -> Float[Array, " m"]:
-    """**Raises:** `ValueError` if it does not have one entry per loss."""
+    """A vector with one entry for each loss.
+
+    **Raises:** `ValueError` if it has another length.
+    """
     if vector.shape != (m,):
         raise ValueError(
             f"`{name}` must have one entry for each of the {m} losses. Got "
@@ -182,7 +193,10 @@ def _described(value: Any) -> str:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """**Raises:** `ValueError` if it is not one of the choices."""
+    """One of some choices.
+
+    **Raises:** `ValueError` if it is another.
+    """
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}. Got {value!r}.")
     return value
@@ -220,6 +234,9 @@ def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> int:
 
 
 def check_max_iterations(max_iterations: int | None) -> None:
-    """**Raises:** `ValueError` if it is below 1."""
+    """Check a cap on the iterations of a solver.
+
+    **Raises:** `ValueError` if it is below 1.
+    """
     if max_iterations is not None and max_iterations < 1:
         raise ValueError(f"`max_iterations` must be at least 1. Got {max_iterations}.")

@@ -40,7 +40,7 @@ def symmetric_part(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
 
 
 def like(number: float | Array, array: Array) -> float | Array:
-    """A hyperparameter in the dtype of an array, if it is not a plain Python number."""
+    """A hyperparameter in the dtype of an array. Python's numbers stay as they are."""
     return number.astype(array.dtype) if isinstance(number, jax.Array) else number
 
 

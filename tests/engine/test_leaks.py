@@ -3,6 +3,8 @@
 Tracing is all that matters here, so nothing is compiled.
 """
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,8 +17,18 @@ from tests import models
 
 @pytest.fixture(autouse=True)
 def checking_leaks():
+    gc.collect()
+    # Each trace searches all objects for its tracers. Those of before are none.
+    gc.freeze()
     with jax.checking_leaks():
         yield
+    gc.unfreeze()
+
+
+def test_a_leak_is_seen():
+    kept = []
+    with pytest.raises(Exception, match="Leaked trace"):
+        jax.eval_shape(lambda x: kept.append(x) or x, 1.0)
 
 
 def nested(params, x, y):

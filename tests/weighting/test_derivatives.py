@@ -286,3 +286,26 @@ def test_twice():
     for weighting in (w.imtl_g(), w.aligned_mtl()):
         with pytest.raises(TypeError, match="imtl_g can be differentiated only once"):
             jax.eval_shape(jax.grad(functools.partial(slope, weighting)), J)
+
+
+def test_of_updates_that_come_from_rows():
+    J, _, direction = gradients("generic")
+    transformations = [
+        jaxjd.excess_mtl(num_losses=M),
+        jaxjd.graddrop(U),
+        jaxjd.trimmed_mean(1),
+    ]
+    params = jnp.zeros(N)
+    before = [tx.init(params) for tx in transformations]
+
+    @jax.jit
+    def total(J):
+        updates = [
+            tx.update(J, state, params)[0]
+            for tx, state in zip(transformations, before, strict=True)
+        ]
+        return jnp.stack(updates).ravel() @ jnp.arange(1.0, 3 * N + 1)
+
+    expected = (total(J + EPS * direction) - total(J - EPS * direction)) / (2 * EPS)
+    actual = jnp.vdot(jax.jit(jax.grad(total))(J), direction)
+    assert_allclose(actual, expected, rtol=1e-6)

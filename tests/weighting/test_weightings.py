@@ -450,3 +450,5 @@ def test_a_preference_may_be_traced():
     # Twice the default preference.
     doubled = weights(jnp.full(M, 2 / M))
     assert_allclose(doubled, 2 * weigh("upgrad", one), rtol=2e-4, atol=2e-5)
+    of_scalars = jax.jit(lambda a: jaxjd.weighting.constant([a] * (M - 1) + [1])(one))
+    assert_array_equal(of_scalars(2.0), [2] * (M - 1) + [1])
