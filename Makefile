@@ -18,7 +18,7 @@ PYTEST := -m pytest -n $(WORKERS)
 .PHONY: help demo test test-slow test-oldest test-newest lint format clean
 
 help:
-	@echo "make demo         train a CNN on MNIST by Jacobian descent (3 minutes)"
+	@echo "make demo         train a CNN on MNIST by Jacobian descent (4 minutes)"
 	@echo "make test         lint, then the whole test suite (6 minutes)"
 	@echo "make test-slow    the exhaustive checks that 'make test' leaves out"
 	@echo "make test-oldest  the tests with the oldest supported JAX"

@@ -101,7 +101,7 @@ def _distance(J, w, exact):
 def promise_table(sizes):
     """Tabulate worst cosines and distances to the exact projection, with the floor.
 
-    The floor is the exact projection for the Gramian rounded to float32: what a solver
+    The floor is the exact projection for the Gramian rounded to float32, which a solver
     without any error of its own would return.
     """
     rows = []
@@ -125,13 +125,13 @@ def promise_table(sizes):
             f"| {row['failures']} |"
         )
     notes = (
-        "The worst cosine between the update and a gradient, and the squared distance "
-        "to the exact projection, relative; all computed in float64 from the weights. "
-        "jaxjd: float32, the worst over global scales 1e-8, 1 and 1e8. TorchJD: its "
-        "defaults, at scale 1. Floor: the exact projection in float64 for the Gramian "
-        "rounded to float32. Where rows are Pareto-stationary the exact update is 0, "
-        "and neither column means anything; a floor says how much of either is left "
-        "to a solver that is given a float32 Gramian."
+        "The worst cosine between the update and a gradient, and the squared relative "
+        "distance to the exact projection, both computed in float64 from the weights. "
+        "jaxjd: in float32, the worst over the global scales 1e-8, 1 and 1e8. TorchJD: "
+        "with its defaults, at scale 1. Floor: the exact projection in float64 for the "
+        "Gramian rounded to float32, which an exact solver would return. "
+        "If the rows are Pareto-stationary, the exact update is 0, and neither the "
+        "cosine nor the distance means anything."
     )
     return notes + "\n\n" + "\n".join(lines), rows
 

@@ -1,4 +1,4 @@
-"""Measure the projection onto the dual cone beside its peers: how fast, how exact.
+"""Measure how fast and how exact the projection onto the dual cone and its peers are.
 
 Run as `python -m benchmarks.solver`. With `--quick` it takes a minute. It writes
 solver.md, solver.json and solver.png to `--out`, and prints solver.md.
@@ -29,11 +29,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 METHOD = """\
-All solve UPGrad's problem under TorchJD's regularisation, `G / trace(G) + 1e-4 I`, with
-the same float32 Gramian; a time is the median of calls that alternate between the
-solvers in one process, compiled before. TorchJD runs as its documentation calls it;
-qpax as its documentation batches it, jitted and vmapped over the rows, in float32, and
-on the problem scaled to unit diagonal, which suits its absolute tolerance best."""
+All solvers solve UPGrad's problem with TorchJD's regularisation,
+`G / trace(G) + 1e-4 I`, and the same float32 Gramian. A time is the median of calls
+that alternate between the solvers in one process, after compilation. TorchJD is called
+as in its documentation. qpax is batched as in its documentation, jitted and vmapped
+over the rows. It runs in float32, on the problem scaled to unit diagonal, which suits
+its absolute tolerance best."""
 
 
 @functools.partial(jax.jit, static_argnames="reg_eps")
@@ -283,10 +284,10 @@ def main():
             "## Summary",
             summary(rows),
             "## All cases",
-            "`matmuls`: our time in units of one m x m x m product. `floor`: what "
-            "rounding G to float32 does to w, both solved in float64. Errors are "
-            "relative, against quadprog in float64 with the same Gramian (above m = "
-            "128, our own float64 run). `f64`: our error of w in float64.",
+            "`matmuls`: our time divided by that of an m x m x m product. `floor`: how "
+            "much w changes if G is rounded to float32, both solved in float64. Errors "
+            "are relative to quadprog in float64 with the same Gramian (above m = 128, "
+            "to our own solution in float64). `f64`: our error of w in float64.",
             table(rows),
             "## The promise, default settings, float32",
             promise,

@@ -2,15 +2,15 @@
 
 Instance-wise risk minimization (IWRM): each example has its own loss, so a batch of 32
 is a vector of 32 losses. The mean gradient conflicts with many of them. UPGrad's update
-conflicts with none whose gradient is more than rounding; with the regularisation of
-TorchJD, with few whose examples are not fitted yet, and it learns faster. For each seed
-all three models start from the same parameters and see the same batches.
+conflicts with no loss whose gradient is more than rounding. With the regularisation of
+TorchJD it conflicts with few examples that are not fitted yet, and learns faster. For
+each seed all three models start from the same parameters and see the same batches.
 
     python examples/mnist_iwrm.py
     python examples/mnist_iwrm.py --aggregator dualproj --seeds 1 --output out/dualproj
 
 It prints a table and draws the curves into a PNG. `pip install 'jaxjd[examples]'`
-brings what it needs.
+installs what it needs.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from rich.table import Table
 
 import jaxjd
 
-# Of Adam; it decays to 0. For each method the best of 1e-3, 3e-3 and 1e-2, by the train
-# loss after 2 epochs from a seed that was not used since.
+# Adam's learning rate, which decays to 0. Of 1e-3, 3e-3 and 1e-2 this is the best for
+# each method, by the train loss after 2 epochs from a seed that is not used otherwise.
 LEARNING_RATE = 3e-3
 
 CHECKPOINTS_PER_EPOCH = 4
 CONFLICT_BATCHES = 2  # How many batches are searched for conflicts at a checkpoint.
 FITTED = 0.01  # An example with a lower loss has nothing to gain, and is not counted.
-CONFLICT_COSINE = -1e-3  # A cosine below it is a conflict; above, float32 rounding.
+CONFLICT_COSINE = -1e-3  # A cosine below is a conflict; above, float32 rounding.
 
 
 def main(argv: list[str] | None = None) -> list["Run"]:
@@ -161,12 +161,12 @@ def jacobian_step(
 
 
 def choices(aggregator: str) -> dict[str, jaxjd.Weighting]:
-    """The weighting as it comes and, where it has one, under TorchJD's rule.
+    """The weighting with its defaults and, if it has that option, TorchJD's rule.
 
-    Plain UPGrad keeps its promise to every gradient that is more than rounding, and an
-    example that is fitted has a gradient a million times shorter than others. The rule
-    of TorchJD lets go of gradients below about a hundredth of the whole. That breaks
-    the promise where losses have different scales, and pays off here, where the short
+    Plain UPGrad conflicts with no gradient that is more than rounding, not even with
+    that of a fitted example, which may be a million times shorter than others. The rule
+    of TorchJD ignores gradients below about a hundredth of the whole. So it conflicts
+    with some if losses have different scales. But it pays off here, where the short
     gradients are those of fitted examples.
     """
     make = getattr(jaxjd.weighting, aggregator)
@@ -192,7 +192,7 @@ class Method:
         optimizer: optax.GradientTransformation,
         batch: "Digits",
     ) -> "Method":
-        """Train on the mean loss if there is no weighting."""
+        """Compile a step, on the mean loss if there is no weighting."""
         step, tx = mean_step, optimizer
         if weighting is not None:
             step, tx = jacobian_step, optax.chain(jaxjd.aggregate(weighting), optimizer)
@@ -237,11 +237,11 @@ def conflict_rates(runs: list[Run]) -> Float[np.ndarray, " k"]:
 def count_conflicts(
     params: PyTree, batch: "Digits", *, weightings: tuple[jaxjd.Weighting, ...]
 ) -> Int[Array, " k+1"]:
-    """How many examples are not fitted; with how many of them each update conflicts.
+    """Count the examples that are not fitted, and how many each update conflicts with.
 
     The updates are the mean gradient and those of the weightings, all before Adam,
-    which scales each parameter for itself. The inner products of all gradients with an
-    update `Jᵀ w` are `G w`, so the Gramian tells.
+    which scales each parameter by itself. The inner products of all gradients with an
+    update `Jᵀ w` are `G w`, so the Gramian is enough.
     """
     losses, jac = example_losses_and_jac(params, batch.images, batch.labels)
     unfitted = losses >= FITTED
@@ -298,7 +298,7 @@ class Digits:
     def shuffled_batches(
         self, rng: np.random.Generator, size: int
     ) -> Iterator["Digits"]:
-        """Each digit once, but for a rest that would not fill a batch."""
+        """Each digit once, except a rest that would not fill a batch."""
         order = rng.permutation(len(self))
         for start in range(0, len(self) - size + 1, size):
             yield self.at(order[start : start + size])
@@ -362,8 +362,8 @@ def results_table(runs: list[Run]) -> Table:
     groups = by_method(runs)
     table = Table(
         title=f"After {len(runs[0].losses)} steps, for each seed",
-        caption=f"Conflicts: how many of the examples with a loss above {FITTED} lose "
-        "by a step along the mean gradient, or along the update of the others.",
+        caption=f"Conflicts: the share of the examples with a loss above {FITTED} that "
+        "get worse by a step along the mean gradient, or along each other update.",
     )
     table.add_column("trained on")
     for heading in ("train\nloss", "test\naccuracy", "ms/\nstep"):
@@ -383,7 +383,7 @@ def results_table(runs: list[Run]) -> Table:
 
 
 def draw_curves(runs: list[Run], smooth: int) -> Figure:
-    """The mean over the seeds; for the loss, also the least and the largest."""
+    """Draw the mean over the seeds and, for the loss, the range."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     colors = ("tab:gray", "tab:blue", "tab:orange")
@@ -421,7 +421,7 @@ def draw_curves(runs: list[Run], smooth: int) -> Figure:
 
 
 def aggregators() -> list[str]:
-    """Those of jaxjd that choose weights, and need no arguments to do so."""
+    """The aggregators of jaxjd that choose weights and need no arguments."""
 
     def required(make: Callable[..., Any]) -> list[str]:
         parameters = inspect.signature(make).parameters.values()
@@ -444,7 +444,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         "--batch-size",
         type=at_least(1),
         default=32,
-        help="examples in a batch, whose losses a step weighs against each other",
+        help="examples in a batch, each with a loss of its own",
     )
     add(
         "--examples",
@@ -456,9 +456,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         "--seed",
         type=at_least(0),
         default=0,
-        help="of the initialisation and of the order of the batches, the first one",
+        help="the first seed, for the initialisation and the order of the batches",
     )
-    add("--seeds", type=at_least(1), default=3, help="how many of them")
+    add("--seeds", type=at_least(1), default=3, help="number of seeds")
     add(
         "--aggregator",
         choices=aggregators(),
@@ -469,7 +469,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         "--learning-rate",
         type=positive,
         default=LEARNING_RATE,
-        help="of Adam, at first; it decays to 0",
+        help="Adam's first learning rate, which decays to 0",
     )
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Checks of Gramians, masks and hyperparameters, and what their messages say."""
+"""Check Gramians, masks and hyperparameters, and say what is wrong with them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -78,7 +78,7 @@ def check_vector(
     Values that are known are checked.
 
     **Raises:** `TypeError` if it is not real; `ValueError` if it is not a vector of
-    finite numbers, or has a negative one where none may be.
+    finite numbers, or must be nonnegative and is not.
     """
     if isinstance(values, jax.Array):
         vector = values
@@ -118,9 +118,9 @@ def check_length(name: str, vector: Float[Array, " m"], m: int) -> Float[Array, 
 def check_number(
     name: str, value: float | Float[Array, ""], interval: str
 ) -> float | Float[Array, ""]:
-    """A number in an interval such as `"[0, 1)"` or `"(0, inf)"`.
+    """Check a number, which must be in an interval such as `"[0, 1)"` or `"(0, inf)"`.
 
-    It may be a scalar array, and one that is traced, whose value is not checked.
+    It may be a scalar array. If that is traced, its value is not checked.
 
     **Raises:** `TypeError` if it is not a real number; `ValueError` if it is NaN or
     outside.
@@ -144,10 +144,10 @@ def check_number(
 def check_integer(
     name: str, value: int | Int[Array, ""], *, least: int
 ) -> int | Int[Array, ""]:
-    """An integer that is large enough.
+    """Check an integer, which must be large enough.
 
-    It may be a scalar array, and one that is traced, whose value is not checked. Where
-    a shape depends on it, use [`known`][].
+    It may be a scalar array. If that is traced, its value is not checked. If a shape
+    depends on it, use [`known`][].
 
     **Raises:** `TypeError` if it is not an integer, `ValueError` if it is too small.
     """
@@ -161,7 +161,7 @@ def check_integer(
 
 
 def known(name: str, value: int | Int[Array, ""]) -> int:
-    """An integer that shapes the computation.
+    """Check that an integer is known, because it shapes the computation.
 
     **Raises:** `TypeError` if it is traced.
     """
@@ -186,7 +186,7 @@ def _is_scalar(value: Any, *kinds: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    """What a message says that it got: of an array its dtype and shape."""
+    """Describe a value for a message: an array by its dtype and shape."""
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype}{list(value.shape)}"
     return repr(value)
@@ -203,7 +203,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
 
 
 def check_key(key: int | jax.Array) -> jax.Array:
-    """A key of `jax.random` from itself or from an integer seed.
+    """A key of `jax.random`, given one or an integer seed.
 
     **Raises:** `TypeError` if it is neither.
     """
@@ -221,9 +221,9 @@ def check_key(key: int | jax.Array) -> jax.Array:
 
 
 def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> int:
-    """The number of losses that a state was made for.
+    """Check that a Gramian has as many losses as the state was made for.
 
-    **Raises:** `ValueError` if the Gramian has another.
+    **Raises:** `ValueError` if it does not.
     """
     if gramian.shape[0] != num_losses:
         raise ValueError(
@@ -236,7 +236,7 @@ def check_num_losses(num_losses: int, gramian: Float[Array, "m m"]) -> int:
 def check_max_iterations(max_iterations: int | None) -> None:
     """Check a cap on the iterations of a solver.
 
-    **Raises:** `ValueError` if it would leave nothing to return.
+    **Raises:** `ValueError` if it is below 1.
     """
     if max_iterations is not None and max_iterations < 1:
         raise ValueError(f"`max_iterations` must be at least 1. Got {max_iterations}.")

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
-    """The dtype of all of them and float32, promoted even under strict promotion."""
+    """The common dtype of the arrays and float32, even under strict promotion."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
@@ -28,14 +28,14 @@ def matmul(a: Array, b: Array) -> Array:
 
 def symmetric(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """The symmetric matrix with this upper triangle."""
-    # A gather: XLA turns the transpose of a product into a product of transposes, which
-    # is rounded differently.
+    # A gather, because XLA turns the transpose of a product into a product of
+    # transposes, which is rounded differently.
     row, column = np.indices(upper.shape)
     return upper[np.minimum(row, column), np.maximum(row, column)]
 
 
 def symmetric_part(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """The mean of a matrix and its transpose: what the change of a Gramian may be."""
+    """The symmetric part of a matrix, such as the change of a Gramian must be."""
     return (matrix + matrix.T) / 2
 
 
@@ -59,10 +59,10 @@ def unit_diagonal(
 
     **Arguments:**
 
-    - `constant_norms`: whether the derivative takes the norms for constants. That is
-      right only if the result does not depend on them, and saves work then. The
+    - `constant_norms`: whether the derivative treats the norms as constants. This is
+      right only if the result does not depend on them, and then it saves work. The
       minimiser of a quadratic program with separable bounds is such a result, because
-      the bounds are scaled along.
+      its bounds are scaled, too.
     """
     diagonal = jnp.diagonal(gramian)
     zero = diagonal <= 0  # False for NaN, which must stay visible.
@@ -78,12 +78,12 @@ def unit_diagonal(
 def add_noise(
     scaled: UnitDiagonal, noise_eps: float | Float[Array, ""]
 ) -> UnitDiagonal:
-    r"""Scale to unit diagonal after adding noise to the gradients that drown in it.
+    r"""Add noise to the gradients that are below it, and scale to unit diagonal.
 
     With $n = \epsilon \sqrt{\mu}$, where $\mu$ is the mean of the squared norms that
     are not zero, $\|g_i\|^2$ becomes $\|g_i\|^2 + n^4 / (n^2 + \|g_i\|^2)$. It is as if
-    $g_i$ had a part of its own, orthogonal to all others, whose norm is n if $\|g_i\|$
-    is far below n and falls as $n^2 / \|g_i\|$ above it. Zero gradients stay zero.
+    $g_i$ had an extra component, orthogonal to all others. Its norm is n if $\|g_i\|$
+    is far below n, and falls as $n^2 / \|g_i\|$ above it. Zero gradients stay zero.
     """
     norms = scaled.norms
     present = norms > 0
@@ -95,7 +95,7 @@ def add_noise(
     noise2 = noise_eps**2 * jnp.sum(squares) / count
     total2 = noise2 + squares
     added2 = noise2 * (noise2 / jnp.where(total2 > 0, total2, 1))
-    # Held constant, as the norms are in C: only what stands on the diagonal is not.
+    # Constant for derivatives, as the norms are in C. What is added to C is not.
     noise = largest * jnp.sqrt(lax.stop_gradient(added2))
     longer = jnp.where(present, jnp.hypot(norms, noise), 0)
     inverse = jnp.where(present, 1 / jnp.where(present, longer, 1), 0)
@@ -108,7 +108,7 @@ def add_noise(
 def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The square root, 0 for negative numbers, with the derivative 0 at 0.
 
-    There `jnp.sqrt` has an infinite derivative, of which a `jnp.where` makes NaN.
+    At 0 `jnp.sqrt` has an infinite derivative, which becomes NaN in a `jnp.where`.
     """
     zero = x <= 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
@@ -132,5 +132,5 @@ def normalise_and_regularise(
 def finite_or_nan(
     gramian: Float[Array, "m m"], weights: Float[Array, " m"]
 ) -> Float[Array, " m"]:
-    """NaN wherever the Gramian has one, for methods that would not pass it on."""
+    """The weights, or NaN if the Gramian is not finite, for methods that lose that."""
     return jnp.where(jnp.isfinite(gramian).all(), weights, jnp.nan)

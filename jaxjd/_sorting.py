@@ -1,4 +1,4 @@
-"""How are floats sorted without a call for each comparison?
+"""Sort floats as integers, which XLA compares without a call per pair on a CPU.
 
 XLA compares floats by a function of its own, which ranks NaN and both zeros, and calls
 it for every pair on a CPU. Integers it compares directly, 4 times as fast.

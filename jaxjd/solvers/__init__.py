@@ -1,4 +1,4 @@
-"""Which convex problems in the gradients can be solved here, from their Gramian?"""
+"""Solve convex problems in the gradients, given their Gramian."""
 
 from jaxjd.solvers._certificate import Certificate as Certificate
 from jaxjd.solvers.ball import BallMaximum as BallMaximum

@@ -1,4 +1,4 @@
-"""How is a projection solved by nothing but accelerated projected gradient?"""
+"""Solve projections by accelerated projected gradient, the plain method."""
 
 from typing import NamedTuple
 
@@ -19,11 +19,12 @@ class _Iterate(NamedTuple):
 
 
 def largest_eigenvalue_bound(C: Float[Array, "m m"]) -> Float[Array, ""]:
-    """An upper bound that three products give: the Frobenius norm of C^8, to the 1/8.
+    """Bound the largest eigenvalue of C from above, by three matrix products.
 
-    It exceeds the largest eigenvalue by m^(1/16) at most.
+    The bound is the Frobenius norm of C^8, to the power of 1/8. It exceeds the largest
+    eigenvalue by a factor of at most m^(1/16).
     """
-    # Scaled by the trace, no power overflows.
+    # After scaling by the trace, no power overflows.
     trace = jnp.maximum(jnp.trace(C), jnp.finfo(C.dtype).tiny)
     power = C / trace
     for _ in range(3):
@@ -41,9 +42,10 @@ def apg(
 ) -> FaceCG:
     r"""Solve $x \succeq 0$, $y = C(b + x) \succeq 0$, $x \circ y = 0$ for each row b.
 
-    The plain method: projected gradient steps with Nesterov's momentum, which a row
-    drops whenever it points uphill. Many times more iterations than `face_cg`, no
-    decision that could go wrong. Arguments and result as those of `face_cg`.
+    This takes projected gradient steps with Nesterov's momentum, which a row resets
+    whenever it points uphill. It needs many times more iterations than `face_cg`, but
+    makes no decision that could go wrong. The arguments and the result are those of
+    `face_cg`, without the ridge.
 
     **Reference:** Beck & Teboulle (2009), SIAM J. Imaging Sci. 2(1); O'Donoghue &
     Candès (2015), Found. Comput. Math. 15, section 3.2, for the restart.
@@ -58,7 +60,7 @@ def apg(
         restart = jnp.sum((s.ahead - x) * moved, axis=-1) > 0
         momentum = jnp.where(restart, 1, (1 + jnp.sqrt(1 + 4 * s.momentum**2)) / 2)
         weight = jnp.where(restart, 0, (s.momentum - 1) / momentum)
-        # The step itself, in units of the gradient, is the KKT residual at `ahead`.
+        # The step, divided by the rate, is the KKT residual at `ahead`.
         residual2 = jnp.sum(jnp.square((s.ahead - x) / rate), axis=-1)
         done = s.done | (residual2 <= tolerance**2) | ~jnp.isfinite(residual2)
         keep = s.done[:, None]

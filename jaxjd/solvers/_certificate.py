@@ -18,15 +18,15 @@ class Certificate(NamedTuple):
     residual: Float[Array, "..."]
     r"""A bound on the distance between the update $J^\top w$ and that of the exact
     solution for the same Gramian, relative to a norm that each solver names. It is
-    computed anew from what is returned, and its own rounding is part of it: near
-    $10^{-3}$ is as good as float32 can prove, $10^{-7}$ for float64. The distance
-    itself is usually hundreds of times smaller."""
+    computed anew from the returned weights, and includes its own rounding. So float32
+    cannot prove much less than $10^{-3}$, nor float64 much less than $10^{-7}$. The
+    distance itself is usually hundreds of times smaller."""
     iterations: Int[Array, ""]
-    """Of the method, for all rows together."""
+    """The iterations of the method, for all rows together."""
     converged: Bool[Array, "..."]
     r"""Whether the method ended by itself and the residual is at most
-    $256 \sqrt{\epsilon}$: 0.09 in float32, 4e-6 in float64. False also where the
-    gradients are so nearly opposed that the precision cannot prove more."""
+    $256 \sqrt{\epsilon}$: 0.09 in float32, 4e-6 in float64. It is also False if the
+    gradients are so nearly opposed that the precision cannot prove that."""
 
 
 def certificate(
@@ -34,14 +34,17 @@ def certificate(
     iterations: Int[Array, ""],
     finished: Bool[Array, "..."],
 ) -> Certificate:
-    """NaN for the residual means that nothing is known: not converged."""
+    """Make the certificate of a residual, which must be small to count as converged.
+
+    A residual of NaN means that nothing is known: not converged.
+    """
     residual, iterations, finished = lax.stop_gradient((residual, iterations, finished))
     explained = 256 * float(jnp.finfo(residual.dtype).eps) ** 0.5
     return Certificate(residual, iterations, finished & (residual <= explained))
 
 
 def rounding(z: Float[Array, "... m"]) -> Float[Array, "..."]:
-    """Of each entry of the product of z and a matrix of cosines."""
+    """Estimate the rounding of each entry of C z, for a matrix C of cosines."""
     return 2 * float(jnp.finfo(z.dtype).eps) * jnp.linalg.norm(z, axis=-1)
 
 
@@ -69,8 +72,8 @@ def distance_bound(
     **Arguments:**
 
     - `noise`: how much each entry of y may be off.
-    - `descent`: $\kappa$, 0 if there is no such direction. Then the bound is infinite.
-    - `size`: of $\hat J^\top x^*$ at most.
+    - `descent`: $\kappa$, or 0 if there is no such direction: the bound is infinite.
+    - `size`: an upper bound on the norm of $\hat J^\top x^*$.
     """
     present = jnp.diagonal(C) > 0
     above = jnp.where(present, jnp.maximum(y, 0) + noise[:, None], 0)
@@ -87,7 +90,10 @@ def distance_bound(
 def smallest_cosine(
     C: Float[Array, "m m"], weights: Float[Array, " m"]
 ) -> Float[Array, ""]:
-    """Of the gradients with their combination by these weights, 0 if none is proven."""
+    """The smallest cosine between a combination of the gradients and any of them.
+
+    It is 0 if rounding leaves no proof that all these cosines are positive.
+    """
     products = matmul(C, weights)
     noise = rounding(weights)
     squared = jnp.vdot(weights, products) + noise * jnp.sum(jnp.abs(weights))

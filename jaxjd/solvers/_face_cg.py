@@ -1,4 +1,4 @@
-"""How is the face of every projection found, and solved, with one matmul a step?"""
+"""Solve projections by an active-set method, with one matrix product per iteration."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from jaxjd._numerics import matmul
 # What a row does with the next product by C.
 _EVALUATE, _DESCEND, _VERIFY, _DONE = 0, 1, 2, 3
 
-# The first pivots exchange every index that violates its sign, on a face that is
-# solved to half the size of the violations; the next ones only those within ten times
-# of the worst, on a face solved five times better. A row that is still unsettled then
-# stalls: it gets ten times the proximal shift, and a tenth again for each step that
-# succeeds, until it has stalled again; and each time twice the residual will do, up to
-# sixteen times. Heuristics, tuned on random Gramians of rank m / 2, the hardest, and on
-# those of MNIST.
+# The first pivots of a row exchange every index whose sign is wrong, once the face is
+# solved to half the size of the violations. Later pivots exchange only indices whose
+# violation is at least a tenth of the worst, once the face is solved to a fifth of the
+# violations. A row that is still not settled stalls: its proximal shift grows tenfold,
+# and its tolerance doubles, up to sixteen times in all. Until the row stalls a second
+# time, each proximal step that succeeds divides the shift by ten. These are heuristics,
+# tuned on random Gramians of rank m / 2, the hardest, and on those of MNIST.
 _EAGER_PIVOTS, _EAGER_ACCURACY = 4, 0.5
 _MAX_PIVOTS, _CAREFUL_ACCURACY, _CAREFUL_SHARE = 12, 0.2, 0.1
 _MAX_LOWERED, _MAX_LENIENCE = 2, 4
@@ -25,7 +25,7 @@ _LARGEST_SHIFT, _MAX_PROXIMAL_STEPS = 0.1, 50
 
 
 class _Rows(NamedTuple):
-    """The state of k problems of size m that share nothing but C and the clock."""
+    """The state of k problems of size m, which share C and move in lockstep."""
 
     x: Float[Array, "k m"]
     y: Float[Array, "k m"]  # C (b + x) + shift (x - anchor)
@@ -51,11 +51,11 @@ class FaceCG(NamedTuple):
 
 
 def default_ridge(m: int, dtype) -> float:
-    """The least shift of a unit diagonal that keeps C positive in its precision.
+    """The shift of the unit diagonal that keeps C definite despite rounding.
 
-    Rounding moves the m^2 entries of C, and its eigenvalues by eps sqrt(m) where the
-    errors are independent and by eps m where they are alike, as those of nearly opposed
-    rows are. Half of this was seen to fail on 128 and on 512 of these.
+    Rounding changes the eigenvalues of C by about eps sqrt(m) if the errors of its
+    entries are independent, and by about eps m if they are alike, as for nearly opposed
+    rows. With 128 and with 512 such rows, half of this shift failed.
     """
     return float(jnp.finfo(dtype).eps) * (4 * m**0.5 + m / 4)
 
@@ -73,28 +73,29 @@ def face_cg(
 
     These are the KKT conditions of $\min_z z^\top C z$ subject to $z \succeq b$. Each
     row guesses its face, the set where $x > 0$, minimises on the face by conjugate
-    gradients, and exchanges the indices whose sign turns out wrong: a primal-dual
-    active-set method whose linear systems are solved no better than the guess deserves.
-    All rows move in lockstep, so an iteration is one product of [k, m] by [m, m].
+    gradients, and exchanges the indices whose sign turns out wrong. This is a
+    primal-dual active-set method. Its linear systems are solved only as accurately as
+    the guess deserves. All rows move in lockstep, so an iteration is one product of
+    [k, m] by [m, m].
 
-    A row ends only on a freshly computed residual: below `tolerance`, or, where
-    rounding forbids that, no longer falling from one verification to the next.
+    A row stops only on a freshly computed residual. It must be below `tolerance`, or,
+    if rounding prevents that, no longer fall from one verification to the next.
 
     With `ridge > 0`, C may be singular. Each row then solves
     $\min z^\top C z + \text{ridge} \|x - a\|^2$ and moves the anchor $a$ to the
     solution until that changes nothing: the proximal point method (Rockafellar, 1976),
-    which leaves no trace of the ridge. A row that does not settle gets a larger shift
-    for a while, with any `ridge`.
+    whose limit does not depend on the ridge. A row that does not settle gets a larger
+    shift for a while, whatever the `ridge`.
 
     **Arguments:**
 
     - `C`: positive semidefinite, its diagonal 1 (or 0: such entries of x stay 0).
-    - `b`: rows with largest entries of about 1.
+    - `b`: rows whose largest entries are about 1.
     - `x0`: where to start, nonnegative.
-    - `ridge`: the standing proximal shift, 0 where C is safely positive definite.
-    - `tolerance`: of the 2-norm of the KKT residual of a row, relative to b + x where
-      that is larger than 1: so large is the rounding of its product with C.
-    - `max_iterations`: products by C at most, for all rows together.
+    - `ridge`: the standing proximal shift, 0 if C is safely positive definite.
+    - `tolerance`: the largest 2-norm of a row's KKT residual. If the norm of b + x is
+      above 1, it is relative to that, as is the rounding of the product with C.
+    - `max_iterations`: the largest number of products with C, for all rows together.
 
     **Returns:** x, which rows finished, and the iterations taken. A row that meets NaN
     or infinity stops and counts as finished.
@@ -109,8 +110,8 @@ def face_cg(
     rounding = default_ridge(m, dtype)
     hard_shift = rounding**0.75
 
-    # Where b has a single entry and it is positive, that row projects one gradient, and
-    # its own bound is never active: `zᵀ C z >= 0` forces y there to be nonnegative.
+    # If the only nonzero entry of b is positive, the row projects a single gradient.
+    # Then x stays 0 at this entry: `zᵀ C z >= 0` forces y to be nonnegative there.
     free = (b <= 0) | (jnp.sum(b != 0, axis=-1, keepdims=True) > 1)
 
     def split(face, x, y):
@@ -143,13 +144,13 @@ def face_cg(
         )
 
     def is_settled(s: _Rows, x, y, goal):
-        """Is the solution of a shifted problem one of the problem itself?
+        """Whether the solution of a shifted problem also solves the problem itself.
 
-        Its gradient differs by `shift * moved`. Not worth another step: one that turns
-        the update by less than rounding does; a second one where the update itself is
-        below rounding (a Pareto-stationary point); and a first one whose ridge is so
-        small beside the squared norm of the update that its effect, of second order, is
-        lost.
+        The gradients of the two differ by `shift * moved`. Another proximal step is not
+        worth it if this is within the goal; if this and the update are below rounding
+        after a first step (a Pareto-stationary point); or if the shift is only the
+        ridge, and its effect, of second order, is lost beside the squared norm of the
+        update.
         """
         z, moved = b + x, x - s.anchor
         moved2, size = _square(moved), _square(z)
@@ -207,9 +208,9 @@ def face_cg(
         face = s.face ^ flip
         x = jnp.where(flip, jnp.maximum(x, 0), x)
 
-        # Move the anchor: to the solution, or to where the first stall happens. Later a
-        # row that stalls goes back to its anchor, so that from one anchor to the next
-        # the objective never rises.
+        # Move the anchor to the solution. A row that stalls before its first proximal
+        # step moves the anchor to where it is. One that stalls later goes back to its
+        # anchor, so the objective never rises from one anchor to the next.
         restart = move | stall
         back = stall & (s.proximal_steps > 0)
         here = restart & ~back

@@ -1,4 +1,4 @@
-"""How does a projection change with its Gramian and its bounds?"""
+"""Differentiate a projection with respect to its Gramian and its bounds."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,18 +17,18 @@ Solver = Callable[[Array, Array, Array], FaceCG]
 def differentiable(solver: Solver) -> Solver:
     r"""Give a solver of $x \succeq 0 \perp C(b + x) \succeq 0$ its derivative.
 
-    Let $z = b + x$ and F the set where $x > 0$. While F stays, z is b outside F, and
-    $(Cz)_F = 0$. Differentiating, $C_{FF}\, dz_F = -(dC\, z)_F - C_{FN}\, db_N$. So
-    for a cotangent $\bar x$, with $C_{FF} \lambda_F = \bar x_F$ and $\lambda = 0$
-    outside F,
+    Let $z = b + x$, F the set where $x > 0$, and N the others. As long as F does not
+    change, $z_N = b_N$ and $(Cz)_F = 0$. Differentiating,
+    $C_{FF}\, dz_F = -(dC\, z)_F - C_{FN}\, db_N$. So for a cotangent $\bar x$, with
+    $C_{FF} \lambda_F = \bar x_F$ and $\lambda = 0$ outside F,
 
     $$\bar C = -\tfrac12 (\lambda z^\top + z \lambda^\top), \quad
       \bar b_N = -(C \lambda)_N, \quad \bar b_F = -\bar x_F,$$
 
-    the last because $x = z - b$. Where strict complementarity fails (an index with
-    $x = 0$ and $y = 0$), x has no derivative and this is one of its one-sided limits.
-    Where $C_{FF}$ is singular, x is not unique, and this is the derivative of the
-    solution that a proximal term of the order of rounding selects.
+    the last because $x = z - b$. If strict complementarity fails (an index has
+    $x = 0$ and $y = 0$), x has no derivative, and this is one of its one-sided limits.
+    If $C_{FF}$ is singular, x is not unique, and this is the derivative of the solution
+    that a proximal term of the order of rounding selects.
     """
 
     @jax.custom_vjp
@@ -47,7 +47,7 @@ def differentiable(solver: Solver) -> Solver:
         outer = matmul(adjoint.T, b + x)
         C_bar = -(outer + outer.T) / 2
         b_bar = jnp.where(face, -cotangent, -matmul(adjoint, C))
-        # The solution does not depend on where the search for it began.
+        # The solution does not depend on the starting point.
         return C_bar, b_bar, jnp.zeros_like(x)
 
     solve.defvjp(forward, backward)

@@ -1,9 +1,9 @@
-"""Search again where the weights are so large that rounding decided the first search.
+"""Repeat a search if its weights are so large that rounding decided the result.
 
-Near a Pareto-stationary point the dual cone is thin. Where it is nothing but 0, the
-projection is a combination of the gradients that vanishes, with weights of the size of
-1 / (the smallest share in such a combination). Rounding opens the cone before a search
-that begins at small weights gets there.
+Near a Pareto-stationary point the dual cone is thin. If it contains only 0, the
+projection is a combination of the gradients that vanishes. Its weights are of the order
+of 1 / (the smallest share in such a combination). Rounding widens the cone, so a search
+that starts at small weights stops before it gets there.
 """
 
 from typing import NamedTuple
@@ -22,18 +22,18 @@ _MAX_SEARCHES, _GROWTH = 5, 32
 class _Searches(NamedTuple):
     best: FaceCG
     gradient2: Float[Array, " k"]  # Squared norm of C (b + x) for the best x.
-    rows: Bool[Array, " k"]  # To be searched (again).
+    rows: Bool[Array, " k"]  # Those to search (again).
     start: Float[Array, "k m"]
     count: Int[Array, ""]
 
 
 def restarted(solver: Solver, *, tolerance: float) -> Solver:
-    """A solver that searches again from larger weights, in the few rows that need it.
+    """Make a solver search again from larger weights, in the few rows that need it.
 
-    These are the rows in which the square of the update drowns in the rounding of the
-    weights, although the update has a projection onto some gradient that is more than
-    rounding. The weights that were found nearly vanish in combination. A multiple of
-    them changes the update little, and is far from the bounds that were in the way.
+    In these rows the squared norm of the update is below the rounding that its weights
+    cause, but its projection onto some gradient is not. The combination of the
+    gradients by these weights nearly vanishes. So a multiple of the weights changes the
+    update little, and is far from the bounds that stopped the first search.
     """
 
     def solve(C, b, x0) -> FaceCG:
@@ -51,10 +51,10 @@ def restarted(solver: Solver, *, tolerance: float) -> Solver:
             x = jnp.where(better[:, None], new.x, s.best.x)
             noise2 = eps * m**0.5 * size2
             update2 = jnp.sum(z * y, axis=-1)
-            # One row that drowns takes all that are in sight along: they move together.
+            # If one row needs it, those close to needing it search again, too.
             again = (update2 <= 512 * noise2) & jnp.any(update2 <= 32 * noise2)
             again &= s.rows & (gradient2 > (16 * tolerance) ** 2 * size2)
-            # What did not help, or reached its cap, is not tried again.
+            # A search that did not help, or reached its limit, is not repeated.
             again &= (gradient2 < s.gradient2 / 2) & new.finished
             return _Searches(
                 best=FaceCG(

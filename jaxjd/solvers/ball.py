@@ -22,8 +22,8 @@ class BallMaximum(NamedTuple):
     solution: Float[Array, " m"]
     r"""The multipliers $\mu \succeq 0$: the update is $J^\top (u + \mu)$."""
     certificate: Certificate
-    r"""How close the update is to the best, relative to $(1 + c) \|J^\top u\|$. An
-    iteration is a problem of least distance."""
+    r"""How close the update is to the best, relative to $(1 + c) \|J^\top u\|$. Each
+    iteration solves a problem of least distance."""
 
 
 class _Search(NamedTuple):
@@ -46,17 +46,19 @@ def maximise_on_ball(
 ) -> BallMaximum:
     r"""Maximise $\min_i g_i^\top x$ over $\|x - J^\top u\| \leq c \|J^\top u\|$.
 
-    The solution is $x = J^\top (u + \mu)$. If the least progress t were known, x would
-    be the point closest to $J^\top u$ with $Jx \succeq t$: a problem of
-    [`jaxjd.solvers.least_distance`][]. Its distance is a convex function of t, whose
-    slope the multipliers give; the t at which it is the radius is found by Newton's
-    method. Each multiplier vector, scaled to sum 1, also proves an upper bound on t:
+    The solution is $x = J^\top (u + \mu)$. If the smallest progress t were known, x
+    would be the point closest to $J^\top u$ with $Jx \succeq t$: a problem of
+    [`jaxjd.solvers.least_distance`][]. The distance is a convex function of t, and the
+    multipliers give its slope. Newton's method finds the t at which the distance is the
+    radius. Each vector of multipliers, scaled to sum 1, also proves an upper bound on
+    t:
 
     $$t \leq w^\top G u + c \|J^\top u\| \|J^\top w\|,$$
 
-    which is the dual problem's value, and where Newton's method goes next. Where t is
-    0, because the point is Pareto-stationary or a gradient is zero, and 1 <= c or some
-    step in the ball conflicts with nobody, $u + \mu$ is zero: no update is better.
+    This is the value of the dual problem, and the next iterate of Newton's method. If
+    the best t is 0, because the point is Pareto-stationary or a gradient is zero, then
+    $u + \mu$ is zero: no update is better. For this the ball must hold an update that
+    conflicts with no loss, as it does if $c \geq 1$.
 
     **Arguments:**
 
@@ -65,12 +67,12 @@ def maximise_on_ball(
     - `u`: the weights of the centre.
     - `c`: the radius, relative to the centre.
     - `mask`: False for losses that are left out.
-    - `max_iterations`: problems of least distance at most.
+    - `max_iterations`: the largest number of problems of least distance.
 
     **Returns:** $\mu$ and its certificate. NaN or infinity in G gives NaN.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
-    floats, `u` or `mask` has not one entry per row of it, `c` is negative or
+    floats, `u` or `mask` does not have one entry per row of it, `c` is negative or
     `max_iterations` is below 1.
 
     **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and its dual, in
@@ -97,12 +99,12 @@ def maximise_on_ball(
 
 @jax.custom_jvp
 def _with_derivative(G, u, c, mu):
-    r"""The multipliers of the maximum, with the derivative that its conditions imply.
+    r"""Give the multipliers the derivative that the optimality conditions imply.
 
-    Where $\mu > 0$, all progress is the same, $G (u + \mu) = t$, and the update is on
-    the sphere, $\mu^\top G \mu = c^2 u^\top G u$. The product of the first with
-    $\mu$ and the second give $dt$, and then the first gives $d\mu$. Where
-    $u + \mu = 0$, because no update is better, it stays so.
+    The losses with $\mu > 0$ make the same progress, $G (u + \mu) = t$, and the update
+    is on the sphere, $\mu^\top G \mu = c^2 u^\top G u$. The first equation times
+    $\mu$, with the second, gives $dt$. Then the first gives $d\mu$. If $u + \mu = 0$,
+    because no update is better, it stays 0.
     """
     del G, u, c
     return mu
@@ -131,7 +133,7 @@ def _derivative(primals, tangents):
     owed = jnp.where(face, (level + moved) / scale, 0)
     on_sphere = cho_solve(cho_factor(C), owed) / scale
 
-    # From the centre itself it goes to serve the one loss that is served worst.
+    # From c = 0 on, the update first helps the loss with the least progress.
     worst = jnp.argmin(jnp.where(norms > 0, Gu, jnp.inf))
     leaving = jnp.zeros_like(u).at[worst].set(root(centre2) * change_of_c)
     leaving /= jnp.where(norms > 0, norms, 1)
@@ -161,7 +163,7 @@ def _maximise(
     radius = c * jnp.sqrt(centre2)
     norms = jnp.sqrt(jnp.diagonal(G))
     zero = (norms == 0) & present
-    # No progress, but for what rounding does to it: opposed gradients leave no slack.
+    # A progress of 0, less its rounding: opposed gradients leave no slack for it.
     none = -64 * eps * m**0.5 * jnp.max(jnp.abs(Gu))
 
     def bound(w):
@@ -170,10 +172,10 @@ def _maximise(
         return jnp.vdot(w, Gu) + radius * norm, norm
 
     def step(s: _Search) -> _Search:
-        # The first problem is another one: whether there is any common descent.
+        # The first problem only asks whether there is a common descent direction.
         first = s.iterations == 0
         levels = jnp.where(first, 1, s.level - Gu)
-        # A loss without a gradient makes no progress, nor does it ask for any.
+        # A loss whose gradient is zero makes no progress, and must not require any.
         levels = jnp.where(norms == 0, 0, levels)
         nearest = find_step(G, levels)
         mu = nearest.solution
@@ -226,10 +228,10 @@ def _maximise(
     )
     end = lax.while_loop(unfinished, step, begin)
 
-    # On the sphere to rounding, whatever t was.
+    # Scale onto the sphere, up to rounding, whatever t is.
     _, norm = bound(end.mu)
     mu = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm, 1), 0) * end.mu
-    # A level of 0 within the ball, and none above: zero serves the worst as well.
+    # The best level in the ball is 0, so zero is as good for the worst-off loss.
     nothing = end.stationary & (end.lower >= none)
     mu = jnp.where(nothing, -u, mu)
     mu = jnp.where(valid, mu, jnp.nan)
@@ -245,12 +247,12 @@ def _residual(
     c: float | Float[Array, ""],
     nothing: Bool[Array, ""],
 ) -> Float[Array, ""]:
-    r"""The distance to the best update x*, from the gap of the dual problem.
+    r"""Bound the distance to the best update x*, from the duality gap.
 
     With $w = \mu / \sum \mu$ and $g = J^\top w$, the update x is the point of the ball
     where $g^\top x$ is largest, and a ball of radius R is curved:
     $g^\top (x - x^*) \geq \|g\| \|x - x^*\|^2 / 2R$. And $g^\top x^*$ is at least the
-    least progress along x*, which is at least that along x.
+    smallest progress along x*, which is at least that along x.
     """
     total = jnp.sum(mu)
     w = mu / jnp.where(total > 0, total, 1)
@@ -268,7 +270,7 @@ def _residual(
     least = jnp.min(jnp.where(present, progress, jnp.inf))
     length, centre = norm(w), norm(u)
     radius = c * centre
-    # What rounding can do to the length of w, and by it to the bound that w proves.
+    # Rounding may make g longer, and so raise the bound that w proves.
     longer = jnp.sqrt(jnp.square(length) + jnp.sum(noise * w) * size(w))
     proven = jnp.vdot(w, matmul(G, u)) + jnp.sum(noise * w) * size(u) + radius * longer
     gap = jnp.maximum(proven - least, 0)

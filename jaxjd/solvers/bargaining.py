@@ -1,4 +1,4 @@
-"""Which weights give every loss its fair share of the progress?"""
+"""Find the weights that give every loss its fair share of the progress."""
 
 import functools
 from typing import NamedTuple
@@ -22,8 +22,8 @@ class Bargain(NamedTuple):
     """The weights."""
     certificate: Certificate
     """How close the update is to that of the solution, relative to its own norm.
-    Infinite where the point is Pareto-stationary: there is no solution then, and the
-    weights are those of a Gramian with a ridge of the order of rounding."""
+    Infinite at a Pareto-stationary point: there is no solution, and the weights are
+    those of a Gramian with a ridge of the order of rounding."""
 
 
 def bargain(
@@ -35,15 +35,16 @@ def bargain(
 ) -> Bargain:
     r"""Solve $(Gw)_i = w_i^{-1/\alpha}$, $w \succ 0$.
 
-    The progress $(Gw)_i$ of each loss along the update $J^\top w$ is the larger the
-    smaller its weight. These are the conditions for the minimum of the convex function
+    Along the update $J^\top w$ a loss with a smaller weight makes more progress,
+    $(Gw)_i$. The equations are the optimality conditions for the minimum of the convex
+    function
 
     $$\tfrac12 w^\top G w - \sum_i \psi(w_i), \qquad \psi'(w) = w^{-1/\alpha}$$
 
-    which is found by Newton's method with a line search, in the coordinates in which
-    the solution for orthogonal gradients is 1 and in which they have norm 1. It exists,
-    and is unique, unless a combination of the gradients with nonnegative weights, not
-    all zero, vanishes.
+    Newton's method with a line search finds it, in coordinates in which the gradients
+    have norm 1 and the solution for orthogonal gradients is 1. The minimum exists, and
+    is unique, unless a combination of the gradients with nonnegative weights, not all
+    zero, vanishes.
 
     **Arguments:**
 
@@ -51,14 +52,14 @@ def bargain(
       Types narrower than float32 are solved in float32.
     - `alpha`: in (0, inf). 1 is Nash's bargaining solution.
     - `mask`: False for losses that are left out. Their weight is 0, as is that of a
-      loss whose gradient is zero, which no update can serve.
-    - `max_iterations`: of Newton's method.
+      loss whose gradient is zero, because no update can help it.
+    - `max_iterations`: the largest number of Newton steps.
 
     **Returns:** the weights and how well they solve the equations. NaN or infinity in G
     gives NaN.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
-    floats, `mask` has not one entry per row of it, `alpha` is not positive or
+    floats, `mask` does not have one entry per row of it, `alpha` is not positive or
     `max_iterations` is below 1.
 
     **Reference:** Navon et al. (2022), arXiv:2202.01017, equation 2, for $\alpha = 1$;
@@ -80,7 +81,7 @@ def bargain(
 
 @jax.custom_jvp
 def _with_derivative(G, power, w):
-    r"""Weights that solve $Gw = w^{-p}$, with the derivative that this implies.
+    r"""Give weights that solve $Gw = w^{-p}$ the derivative that this implies.
 
     Differentiating, $(G + p \operatorname{diag}(w^{-p-1})) dw = -dG w - w^{-p} \log(w)
     dp$. It is solved in the unknowns $dw / r$ with $r = w^{(1 + p) / 2}$, in which the
@@ -132,8 +133,8 @@ def _bargain(
         z, force, iterations, _ = carry
         direction = cho_solve(cho_factor(hessian(z)), force) / q
         slope = jnp.sum(force * direction * q)
-        # Stay positive, with a hundredth of what was there; then halve while the
-        # function rises steeply at the end: it is convex, so its slope decides.
+        # Every weight keeps at least a hundredth of its value. Then halve the step
+        # while the function rises steeply at its end: by convexity, the slope decides.
         shrinking = jnp.min(jnp.where(direction < 0, z / -direction, jnp.inf))
         length = jnp.minimum(1, 0.99 * shrinking).astype(dtype)
 
@@ -169,7 +170,7 @@ def _bargain(
         worst = jnp.max(jnp.abs(lacking(z)))
         return jnp.where(jnp.all(z > 0), worst, jnp.inf)
 
-    # One step of refinement takes out what the ridge did, where there is a solution.
+    # One step of refinement removes the effect of the ridge, if there is a solution.
     force = q * z**-power * lacking(z)
     refined = z + cho_solve(cho_factor(hessian(z)), force) / q
     z = jnp.where(residual_of(refined) < residual_of(z), refined, z)
@@ -178,7 +179,7 @@ def _bargain(
     residual = _residual(*lax.stop_gradient((lacking(z), z, q, present)), power=power)
     valid = jnp.all(jnp.isfinite(G))
     w *= jnp.where(largest > 0, largest, 1) ** (-1 / (1 + power))
-    # Newton's method stops by itself, or where rounding keeps it from standing still.
+    # Newton's method counts as finished at its limit, too: rounding may keep it moving.
     proof = certificate(jnp.where(valid, residual, jnp.nan), iterations, valid)
     return Bargain(jnp.where(valid, w, jnp.nan), proof)
 
@@ -191,7 +192,7 @@ def _residual(
     *,
     power: float | Float[Array, ""],
 ) -> Float[Array, ""]:
-    r"""The distance to the solution, from what each loss lacks of its share.
+    r"""Bound the distance to the solution, from what each loss lacks of its share.
 
     With $s_i = w_i^{-p}$, $p = 1 / \alpha$, the gradient of the function to minimise is
     $(Gw)_i - s_i = -\ell_i s_i$. As both its terms are convex,

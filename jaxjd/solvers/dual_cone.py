@@ -1,4 +1,4 @@
-"""What is the projection onto the dual cone of the gradients, at any scale?"""
+"""Project onto the dual cone of the gradients, whatever their scales."""
 
 import functools
 from typing import Literal, NamedTuple
@@ -49,33 +49,33 @@ def project_dual_cone(
     method: Literal["face_cg", "apg"] = "face_cg",
     max_iterations: int | None = None,
 ) -> DualConeProjection:
-    r"""The weights of the projection of $J^\top u$ onto the dual cone of the rows of J.
+    r"""Project $J^\top u$ onto the dual cone of the rows of J, given their Gramian.
 
     For each row u, $v = \operatorname{argmin}_v v^\top G v$ subject to $v \succeq u$.
     $J^\top v$ is the vector closest to $J^\top u$ that conflicts with no row of J:
     $Gv \succeq 0$. All rows of u are solved together; an iteration is one matrix
     product, of u's shape by G.
 
-    By default the problem is solved as it stands, in the coordinates in which the
-    gradients have norm 1, so that neither the scale of G nor the spread of the norms
-    matters. A ridge of $4 \sqrt m + m / 4$ units of rounding makes G definite and is
-    removed again by proximal steps. Where G is singular v need not be unique, but
-    $J^\top v$ is. Where a gradient is zero, $v_j = u_j$.
+    By default the exact problem is solved, in coordinates in which the gradients have
+    norm 1, so neither the scale of G nor the spread of the norms matters. A ridge of
+    $4 \sqrt m + m / 4$ units of rounding makes G definite, and proximal steps remove
+    its effect. If G is singular, v need not be unique, but $J^\top v$ is. If a gradient
+    is zero, $v_j = u_j$.
 
-    Given `noise_eps`, gradients far below $n$, that many times the root mean square of
-    the norms that are not zero, are let go: $\|g_i\|^2$ becomes $\|g_i\|^2 + n^4 / (n^2
-    + \|g_i\|^2)$, as if $g_i$ had a part of its own, orthogonal to all others, which
-    nothing conflicts with. At ten times n that adds 1e-4 to the squared norm, at a
-    thousand times 1e-12.
+    Given `noise_eps`, gradients far below $n$ are ignored, where $n$ is `noise_eps`
+    times the root mean square of the nonzero norms. Then $\|g_i\|^2$ becomes
+    $\|g_i\|^2 + n^4 / (n^2 + \|g_i\|^2)$, as if $g_i$ had an extra component that is
+    orthogonal to all others, so nothing conflicts with it. At ten times $n$ this adds a
+    fraction of 1e-4 to the squared norm, at a thousand times 1e-12.
 
-    Given `reg_eps`, the problem is instead that of
-    $G / \operatorname{trace}(G) + \texttt{reg\_eps}\, I$. It conflicts with gradients
-    whose norm is small beside that of others; `norm_eps=1e-4, reg_eps=1e-4` are
-    TorchJD's defaults. All three numbers may be traced; only their values when known
-    are checked.
+    Given `reg_eps`, G is replaced by
+    $G / \operatorname{trace}(G) + \texttt{reg\_eps}\, I$. The result conflicts with
+    gradients whose norm is small beside that of others. TorchJD's defaults are
+    `norm_eps=1e-4, reg_eps=1e-4`. All three numbers may be traced. Their values are
+    checked if they are known.
 
-    Differentiable in reverse mode with respect to `u` and `gramian`, by implicit
-    differentiation; a derivative exists where no index has both $v_j = u_j$ and
+    The solution is differentiable in reverse mode with respect to `u` and `gramian`, by
+    implicit differentiation. A derivative exists if no index has both $v_j = u_j$ and
     $(Gv)_j = 0$. The certificate is not differentiable.
 
     **Arguments:**
@@ -84,18 +84,18 @@ def project_dual_cone(
     - `gramian`: $G = J J^\top$. Must be symmetric positive semidefinite; this is not
       checked. Float32 or float64, in which the problem is solved; narrower types are
       solved in float32.
-    - `noise_eps`: $n$, relative. `None` or 0: no gradient is let go. Cannot be given
-      together with `reg_eps`.
+    - `noise_eps`: the relative norm below which a gradient is ignored. `None` or 0: no
+      gradient is ignored. Cannot be given together with `reg_eps`.
     - `norm_eps`: with `reg_eps`, the trace below which G counts as zero. `None` or 0:
       never.
-    - `reg_eps`: the regularisation of the normalised Gramian. With 0, or one that is
-      lost in the precision, a singular Gramian may not converge: leave it `None`.
-    - `initial`: where to start, shaped like `u` or broadcast to it: the solution of a
-      problem that is nearly the same. Does not change the solution.
+    - `reg_eps`: the regularisation of the normalised Gramian. With 0, or a number below
+      the precision, the solver may not converge on a singular G: leave it `None`.
+    - `initial`: where to start, shaped like `u` or broadcast to it, such as the
+      solution of a similar problem. It does not change the solution.
     - `method`: `"face_cg"`, or `"apg"`: accelerated projected gradient, the plain
       method, slower and less accurate.
-    - `max_iterations`: by default 8,000 (`"apg"`: 20,000). 40 are usual; 3,665 is the
-      most seen, on random Gramians of rank m / 2.
+    - `max_iterations`: by default 8,000 (`"apg"`: 20,000). 40 are usual. The most seen
+      were 3,665, on random Gramians of rank m / 2.
 
     **Returns:** v, shaped like `u`, in the precision of the solver, and its
     [`jaxjd.solvers.Certificate`][]. NaN or infinity in G gives NaN; in a row of u, NaN
@@ -137,7 +137,7 @@ def project_dual_cone(
 
 
 class Solved(NamedTuple):
-    """Rows of problems in the coordinates in which the gradients have norm 1."""
+    """The problem of each row, in coordinates in which the gradients have norm 1."""
 
     C: Float[Array, "m m"]
     b: Float[Array, "k m"]
@@ -156,10 +156,10 @@ def project_rows(
     method: Literal["face_cg", "apg"] = "face_cg",
     max_iterations: int | None = None,
 ) -> tuple[Float[Array, "k m"], Solved]:
-    """The weights, and what was solved to get them, of arguments that are checked."""
+    """Project rows given checked arguments: the weights, and what was solved."""
     m, dtype = G.shape[0], G.dtype
 
-    # A regularised Gramian is definite; one that is not needs the standing ridge.
+    # A regularised Gramian is definite. Any other needs the standing ridge.
     H, ridge = G, default_ridge(m, dtype)
     if reg_eps is not None:
         norm_eps = jnp.zeros((), dtype) if norm_eps is None else norm_eps
@@ -168,12 +168,12 @@ def project_rows(
     if noise_eps is not None:
         scaled = add_noise(scaled, noise_eps)
 
-    # Row by row: `size` makes the largest bound 1. The solution is homogeneous in it.
+    # Scale each row to a largest bound of 1: the solution is homogeneous in the bounds.
     b = u * scaled.norms[None, :]
     size = lax.stop_gradient(jnp.max(jnp.abs(b), axis=-1, keepdims=True))
     size = jnp.where(size == 0, 1, size)
     b = b / size
-    # By default from max(u, 0): where u is negative, this is already feasible.
+    # By default start from max(u, 0), which is feasible.
     x0 = jnp.maximum(-b, 0)
     if initial is not None:
         x0 = (initial - u) * scaled.norms[None, :] / size
@@ -191,7 +191,7 @@ def project_rows(
         solver = restarted(solver, tolerance=tolerance)
     result = differentiable(solver)(scaled.C, b, lax.stop_gradient(x0))
 
-    # Not left to the loop: with m = 1 it has nothing to do, and would not notice.
+    # Check here, because with m = 1 the solver has nothing to do and would not notice.
     valid = jnp.all(jnp.isfinite(G)) & jnp.all(jnp.isfinite(u), axis=-1)
     x = jnp.where(valid[:, None], result.x, jnp.nan)
     v = u + x * size * scaled.inverse_norms[None, :]
@@ -199,16 +199,17 @@ def project_rows(
 
 
 def _tolerance(m: int, dtype) -> float:
-    """With it the last step is as large as the rounding of a product by C."""
+    """The tolerance at which the last step is as large as the rounding of a product."""
     return 0.5 * float(jnp.finfo(dtype).eps) * m**0.5
 
 
 def common_descent(C: Float[Array, "m m"]) -> Float[Array, ""]:
-    """The largest smallest cosine of any vector with unit gradients; 0 if none is.
+    """The largest cosine that a vector can have with every gradient, or 0.
 
-    It is that of their shortest convex combination. As `least_distance` does it, this
-    is found by projecting the last axis onto the dual cone of the gradients with 1 as
-    their last coordinate, which have norm sqrt(2).
+    It is 0 if no vector has positive cosines with all of them. Otherwise the shortest
+    convex combination of the unit gradients has it. This is found as in
+    `least_distance`: give each unit gradient 1 as one more coordinate, so that its norm
+    is sqrt(2), and project the last axis onto the dual cone of the longer gradients.
     """
     m, dtype = C.shape[0], C.dtype
     ones = (jnp.diagonal(C) > 0).astype(dtype)
@@ -238,7 +239,7 @@ def _certify_rows(solved: Solved) -> Certificate:
     y, at_start = matmul(z, C), matmul(b, C)
     noise = rounding(z)
     size2 = jnp.maximum(jnp.sum(b * at_start, axis=-1), 0)
-    # Any point of the problem is closer to the solution than to 0.
+    # Every feasible update is closer to the solution than to 0.
     length2 = jnp.sum(z * y, axis=-1) + noise * jnp.sum(jnp.abs(z), axis=-1)
     length = jnp.sqrt(jnp.maximum(length2, 0))
     distance = distance_bound(C, x, y, noise, common_descent(C), jnp.sqrt(size2))

@@ -1,4 +1,4 @@
-"""Which is the shortest step along which every loss makes the progress it is owed?"""
+"""Find the shortest step along which every loss makes the progress it is owed."""
 
 from typing import NamedTuple
 
@@ -21,14 +21,14 @@ class LeastDistance(NamedTuple):
     """What [`jaxjd.solvers.least_distance`][] returns."""
 
     solution: Float[Array, " m"]
-    r"""The multipliers $\mu \succeq 0$: the step is $J^\top \mu$. If infeasible, the
-    proof: a combination with $J^\top \mu = 0$ and $h^\top \mu > 0$."""
+    r"""The multipliers $\mu \succeq 0$: the step is $J^\top \mu$. If infeasible, they
+    are the proof: $J^\top \mu = 0$ and $h^\top \mu > 0$."""
     feasible: Bool[Array, ""]
     """Whether there is such a step, as far as the precision can tell."""
     certificate: Certificate
     r"""How close the step is to the shortest one, relative to its own norm. If
     infeasible, how close $J^\top \mu$ is to 0, relative to $\sum_j \mu_j \|g_j\|$.
-    Infinite if the gradients whose levels are owed have no common descent."""
+    Infinite if the gradients have no common descent direction."""
 
 
 def least_distance(
@@ -43,23 +43,25 @@ def least_distance(
     $\mu \circ y = 0$. It is found as a projection onto a dual cone. Give every gradient
     one more coordinate, $h_j / \sigma$, and let $p = (0, \ldots, 0, 1)$. Then r, the
     projection of $-p$ onto the dual cone of the longer gradients and of $-p$, is
-    proportional to $(x, -\sigma)$; and $r = 0$ if and only if no x will do.
+    proportional to $(x, -\sigma)$, and zero if and only if the problem is infeasible.
 
-    Differentiable in reverse mode, as [`jaxjd.solvers.project_dual_cone`][] is.
+    The solution is differentiable in reverse mode, as that of
+    [`jaxjd.solvers.project_dual_cone`][] is.
 
     **Arguments:**
 
     - `gramian`: $G = J J^\top$, symmetric positive semidefinite, which is not checked.
       Types narrower than float32 are solved in float32.
-    - `levels`: h, of any sign. A loss whose gradient is zero is infeasible with a
-      positive level, and left out with any other.
+    - `levels`: h, of any sign. If the gradient of a loss is zero, a positive level is
+      infeasible, and with any other the loss is left out.
     - `max_iterations`: by default that of [`jaxjd.solvers.project_dual_cone`][].
 
     **Returns:** $\mu$, whether there is such an x, and the certificate. NaN or infinity
     in G or h gives NaN.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
-    floats, `levels` has not one entry per row of it, or `max_iterations` is below 1.
+    floats, `levels` does not have one entry per row of it, or `max_iterations` is below
+    1.
 
     **Reference:** Lawson & Hanson (1974), Solving Least Squares Problems, chapter 23,
     for least distance as nonnegative least squares.
@@ -78,7 +80,7 @@ def least_distance(
 
 
 class Step(NamedTuple):
-    """A least distance, in the coordinates in which the gradients have norm 1, too."""
+    """The shortest step, also in coordinates in which the gradients have norm 1."""
 
     solution: Float[Array, " m"]
     feasible: Bool[Array, ""]
@@ -92,13 +94,13 @@ class Step(NamedTuple):
 def find_step(
     G: Float[Array, "m m"], h: Float[Array, " m"], max_iterations: int | None = None
 ) -> Step:
-    """What [`least_distance`][] does, with arguments that are checked."""
+    """Find the shortest step, given checked arguments."""
     m = G.shape[0]
     scaled = unit_diagonal(G, constant_norms=True)
     zero = scaled.norms == 0
 
-    # With sigma the highest level of a unit gradient, |x| is sigma at least: what is
-    # left of -p is not lost in rounding because of the scale of h.
+    # Let sigma be the highest level of a unit gradient. As |x| >= sigma, the scale of h
+    # does not decide how much of p is left to r, and whether that is lost in rounding.
     heights = h * scaled.inverse_norms
     sigma = lax.stop_gradient(jnp.max(heights))
     owed = sigma > 0
@@ -134,7 +136,7 @@ def find_step(
 
 
 def relative_residual(step: Step) -> Float[Array, ""]:
-    """What the certificate says."""
+    """The residual of the certificate."""
     _, feasible, C, heights, x, _, _ = lax.stop_gradient(step)
     product = matmul(C, x)
     y = product - heights

@@ -1,4 +1,4 @@
-"""Which convex combination of the gradients is the shortest?"""
+"""Find the shortest convex combination of the gradients."""
 
 from typing import NamedTuple
 
@@ -32,11 +32,13 @@ def minimise_on_simplex(
 
     $J^\top \alpha$ is the point of the convex hull of the gradients that is closest to
     the origin. Its weights are proportional to the multipliers of the shortest step
-    along which every loss makes the same progress, [`jaxjd.solvers.least_distance`][];
-    or, where there is none, to the proof of that: a combination that vanishes.
+    along which every loss makes the same progress, [`jaxjd.solvers.least_distance`][].
+    If there is no such step, they are proportional to the proof of that, a combination
+    that vanishes.
 
-    Differentiable in reverse mode, as [`jaxjd.solvers.project_dual_cone`][] is. Where a
-    gradient is zero the minimum is 0, and the zero gradients share the weight.
+    The weights are differentiable in reverse mode, as those of
+    [`jaxjd.solvers.project_dual_cone`][] are. If a gradient is zero, the minimum is 0,
+    and the zero gradients share the weight.
 
     **Arguments:**
 
@@ -49,7 +51,8 @@ def minimise_on_simplex(
     infinity in G gives NaN.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
-    floats, `mask` has not one entry per row of it, or `max_iterations` is below 1.
+    floats, `mask` does not have one entry per row of it, or `max_iterations` is below
+    1.
 
     **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2.
     """
@@ -62,14 +65,14 @@ def minimise_on_simplex(
     G = jnp.where(present[:, None] & present[None, :], G, 0)
     scaled = unit_diagonal(G, constant_norms=True)
     zero = (scaled.norms == 0) & present
-    # Those without a gradient are not owed any progress, so that the rest is solved.
+    # A zero gradient is owed no progress, so that the problem of the others is solved.
     levels = jnp.where(scaled.norms == 0, 0, 1).astype(G.dtype)
     shortest = find_step(G, levels, max_iterations)
 
     any_zero = jnp.any(zero)
     combined = jnp.where(any_zero, zero.astype(G.dtype), shortest.solution)
     total = jnp.sum(combined)
-    # Only where every loss is missing is there nothing to combine.
+    # If every loss is missing, there is nothing to combine.
     weights = combined / jnp.where(total == 0, 1, total)
     weights = jnp.where(jnp.all(jnp.isfinite(G)), weights, jnp.nan)
     residual = _residual(
@@ -84,10 +87,10 @@ def minimise_on_simplex(
 def _residual(
     C: Float[Array, "m m"], shares: Float[Array, " m"], shortest: Step
 ) -> Float[Array, ""]:
-    """The combination d is the shortest step over its squared norm.
+    """Bound the distance to the shortest combination, from that to the shortest step.
 
-    This inversion turns the distance of two steps into that of their combinations,
-    times the norm of one and over that of the other.
+    The combination of a step x is x / |x|^2. So the combinations of two steps x and x*
+    are |x - x*| / (|x| |x*|) apart.
     """
     total = jnp.sum(shares)
     squared = jnp.vdot(shares, matmul(C, shares)) + rounding(shares) * total

@@ -33,16 +33,17 @@ def aggregate(
 ) -> aggregating.Aggregator:
     r"""Replace a Jacobian by the combination of its rows that a weighting chooses.
 
-    The update is $J^\top w$, where $w$ is the weighting of the Gramian $J J^\top$.
-    Unlike most transformations this one does not keep the shape of the updates: in
-    comes a [`jaxjd.Jacobian`][], or a pytree like the parameters with a leading axis of
-    losses, and out comes a pytree like the parameters. So it comes first in a chain.
+    The update is $J^\top w$, where $w$ are the weights for the Gramian $J J^\top$.
+    Unlike most transformations this one does not keep the shape of the updates. It
+    takes a [`jaxjd.Jacobian`][], or a pytree like the parameters with a leading axis of
+    losses, and returns a pytree like the parameters. So it comes first in a chain.
 
     Its `update` takes the extra argument `mask`, m bools, False for the losses that are
-    missing from this batch: the update is what it would be without them. They must
-    still be numbers: a missing loss that is NaN makes the update NaN. Some weightings
-    take `losses` or `cross_gramian` too. Other extra arguments are ignored, as optax's
-    links do, but a name that is nearly one of these is warned of.
+    missing from this batch. The update is what it would be without them. Their
+    gradients must still be finite: a missing loss that is NaN makes the update NaN.
+    Some weightings take `losses` or `cross_gramian` too. Other extra arguments are
+    ignored, as the links of optax do, but a name that is close to one of these gives a
+    warning.
 
     **Arguments:**
 
@@ -127,7 +128,7 @@ def check_aggregated(weighting: object) -> None:
 
 
 def aggregator(make: Callable[P, Weighting]) -> Callable[P, aggregating.Aggregator]:
-    """From the maker of a weighting that of its transformation, same arguments."""
+    """Turn the maker of a weighting into that of its transformation."""
     name = make.__name__
 
     def transformation(*args: P.args, **kwargs: P.kwargs) -> aggregating.Aggregator:
@@ -156,5 +157,5 @@ def aggregator(make: Callable[P, Weighting]) -> Callable[P, aggregating.Aggregat
 
 
 def refuse_uncalled(name: str, *_: object, **__: object) -> NoReturn:
-    """What optax calls if it is given the maker in place of what it makes."""
+    """Raise an error if optax is given `jaxjd.NAME` in place of `jaxjd.NAME(...)`."""
     raise TypeError(f"`jaxjd.{name}` must be called: write `jaxjd.{name}(...)`.")

@@ -11,14 +11,14 @@ import optax
 from jaxjd._typing import PyTree
 from jaxjd.jacobian import as_prefix
 
-# The extra arguments that some aggregator takes.
+# The extra arguments that some aggregators take.
 EXTRA_ARGS = ("mask", "losses", "cross_gramian")
 
 Leaf = TypeVar("Leaf")
 
 
 def check_extra_args(extra_args: Mapping[str, Any]) -> None:
-    """Warn of extra arguments that look like a misspelt one of ours.
+    """Warn of extra arguments whose names look like misspellings of ours.
 
     They cannot be refused: optax passes the extra arguments of every link to all links.
     """
@@ -47,10 +47,11 @@ def resolved(
     tree: PyTree[Leaf] | Callable[[optax.Params], PyTree[Leaf]],
     params: optax.Params,
 ) -> PyTree[Leaf]:
-    """A tree like the parameters or a prefix of them, from itself or from a function.
+    """Resolve a function of the parameters to the tree that it returns.
 
-    An Equinox module is callable, and a module of bools or labels is still a tree. As
-    in `optax.masked`, something is a function if it is its own only leaf.
+    A tree may also be given itself, like the parameters or a prefix of them. An Equinox
+    module is callable, and a module of bools or labels is still a tree. So, as in
+    `optax.masked`, an object counts as a function only if it is its own only leaf.
     """
     leaves = jax.tree.leaves(tree)
     if callable(tree) and len(leaves) == 1 and leaves[0] is tree:

@@ -1,8 +1,8 @@
 """Find the Jacobian in what an aggregator was given, and refuse anything else.
 
-The first axis of an ordinary gradient may be taken for that of the losses, and a
-wrongly shaped update would come out in silence. So stacked gradients are compared with
-the parameters.
+The first axis of an ordinary gradient could pass for the axis of losses, and give an
+update of the wrong shape without an error. So stacked gradients are compared with the
+parameters.
 """
 
 import jax

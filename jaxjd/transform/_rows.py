@@ -1,7 +1,7 @@
-"""Look at the rows of J with few of them in memory.
+"""Process the rows of J with few of them in memory at a time.
 
 An aggregator that treats each coordinate by itself needs the rows of one parameter at a
-time: `by_parameter`. One that only needs sums over rows also takes a block of rows at a
+time: `by_parameter`. One that only needs sums over rows can take a block of rows at a
 time: `sum_over_rows`.
 
 A Jacobian that has its rows, or makes them by backward passes, gives those of all
@@ -58,7 +58,7 @@ def sum_over_rows(
     vectors: PyTree[Float[Array, " m"]],
     term: Callable[[Float[Array, "b ..."], Any], PyTree[Float[Array, "..."]]],
 ) -> list[PyTree[Float[Array, "..."]]]:
-    """Sums over the losses that `mask` names, for each differentiated parameter.
+    """Sum over the losses in `mask`, for each differentiated parameter.
 
     **Arguments:**
 
@@ -96,7 +96,7 @@ def sum_over_rows(
 
 
 def along_rows(vector: Array, rows: Float[Array, "b ..."]) -> Array:
-    """[b] with as many axes as the rows, to be broadcast along each."""
+    """Reshape a vector [b] so that it broadcasts along each of b rows."""
     return vector.reshape(-1, *[1] * (rows.ndim - 1))
 
 
@@ -108,8 +108,8 @@ def fold(
     """Combine the terms of all rows.
 
     XLA's own reductions on a CPU walk along single columns, and take 20 times as long.
-    Here the terms of one eighth of the rows after another are combined, elementwise,
-    and no others are in memory.
+    This combines one eighth of the rows after another, elementwise, so only the terms
+    of that eighth are in memory.
 
     **Arguments:**
 

@@ -33,8 +33,8 @@ def trimmed_mean(num_trimmed: int | Int[Array, ""]) -> aggregating.Aggregator:
     one parameter at a time. With a `chunk_size` or another method, all of $J$ is formed
     at once. `update` takes a `mask` as that of [`jaxjd.aggregate`][] does, and ignores
     the rows of missing losses, whatever they are. If no more than `2 * num_trimmed`
-    losses are present, the update is the median of each coordinate. If none is present,
-    it is 0.
+    losses are present, the update is the median of each coordinate. If no loss is
+    present, it is 0.
 
     **Arguments:**
 

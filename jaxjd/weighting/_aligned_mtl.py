@@ -1,4 +1,4 @@
-"""Aligned-MTL: change the gradients least to make them orthogonal and equally long."""
+"""Aligned-MTL: replace the gradients by the closest orthogonal ones of equal norm."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -31,8 +31,8 @@ def aligned_mtl(
     **Arguments:**
 
     - `preference`: $u \succeq 0$, m numbers. By default $1/m$ for each loss.
-    - `scale_mode`: what $\sigma$ is: the least of the eigenvalues (`"min"`), their
-      median, the lower of two (`"median"`), or their mean (`"rmse"`).
+    - `scale_mode`: what $\sigma$ is: the smallest of the eigenvalues (`"min"`), their
+      median, the lower one of two (`"median"`), or their mean (`"rmse"`).
 
     **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
     nonnegative reals, or `scale_mode` is not one of these. When used, `ValueError` if
@@ -59,7 +59,7 @@ def aligned_mtl(
 
 
 def chosen_scale(of_gramian: Spectrum, scale_mode: str) -> Float[Array, ""]:
-    """The eigenvalue, or the mean of them, that all are replaced by."""
+    """The number that replaces all eigenvalues: one of them, or their mean."""
     values, rank = of_gramian.values, of_gramian.rank
     # The values ascend, so those kept are the last ones.
     least = values.shape[0] - jnp.maximum(rank, 1)

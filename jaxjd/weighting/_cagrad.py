@@ -1,4 +1,4 @@
-"""CAGrad: help the loss that gains least, without leaving the mean gradient far."""
+"""CAGrad: help the worst-off loss, but stay close to the mean gradient."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,8 @@
-"""Keep the solver's certificate in the state of a weighting, for those who ask.
+"""Keep the solver's certificate in the state of a weighting, on request.
 
-Made with `certificate=True`, a weighting that solves a problem keeps in its state how
-well it solved it in the last step. `optax.tree.get(opt_state, "certificate")` finds it
-in the state of a chain. Without, nothing is kept and nothing is computed.
+With `certificate=True`, the state of a weighting that solves a problem says how well it
+was solved in the last step. `optax.tree.get(opt_state, "certificate")` finds it in the
+state of a chain. Otherwise no certificate is kept or computed.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class CertifiedState(NamedTuple):
     """The state of a weighting that keeps its certificate."""
 
     certificate: Certificate
-    """Of the last step: the worst of all rows in every field, each a scalar."""
+    """Of the last step. Each field is a scalar, the worst of all rows."""
     state: Any
-    """What the weighting keeps besides."""
+    """What else the weighting keeps."""
 
 
 Solve = Callable[
@@ -39,7 +39,7 @@ def certified(
     init: Callable[[], Any] = optax.EmptyState,
     certificate: bool,
 ) -> Weighting:
-    """A weighting that solves a problem, and keeps the certificate if asked to.
+    """Make a weighting that solves a problem, and keeps the certificate on request.
 
     A batch that is not finite gives NaN weights and leaves the state as it was, except
     the certificate, which says that nothing was solved.

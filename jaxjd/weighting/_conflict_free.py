@@ -31,7 +31,7 @@ def conflict_free(
     $v = D^{-1} C^+ u$, $d = \sqrt{\operatorname{diag} G}$, $D = \operatorname{diag} d$
     and $C = D^{-1} G D^{-1}$. The length of the update is $\sum_i \ell_i \cos(g_i, x)$.
 
-    Zero gradients are left out. If $x$ is zero, as between two opposed gradients, the
+    Zero gradients are left out. If $x$ is zero, as for two opposed gradients, the
     weights are zero.
 
     **Arguments:**
@@ -80,7 +80,7 @@ def conflict_free(
 def lengths_of(
     norms: Float[Array, " m"], length: str | int | Int[Array, ""]
 ) -> Float[Array, " m"] | Float[Array, " 1"]:
-    """The norms, or one number: one of them, or a mean of those that are not zero."""
+    """The norms, or one number: one of the norms, or a mean of the nonzero ones."""
     if not isinstance(length, str):
         if not isinstance(length, Tracer) and length >= norms.shape[0]:
             raise ValueError(
@@ -90,7 +90,7 @@ def lengths_of(
         return norms[length][None]
     if length == "projection":
         return norms
-    nonzero = (norms > 0) | ~(norms > 0).any()  # A mean of no numbers is NaN.
+    nonzero = (norms > 0) | ~(norms > 0).any()  # An empty mean is NaN.
     if length == "min":
         return jnp.min(norms, where=nonzero, initial=jnp.inf, keepdims=True)
     if length == "max":

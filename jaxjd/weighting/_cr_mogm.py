@@ -23,7 +23,7 @@ class CRMOGMState(NamedTuple):
     """The state of [`jaxjd.weighting.cr_mogm`][].
 
     - `weighting`: the state of the weighting whose weights are averaged.
-    - `average`: of the weights of each loss [m].
+    - `average`: the average weight of each loss [m].
     - `started`: whether a loss has an average yet [m].
     - `count`: how many steps were made.
     """
@@ -52,8 +52,8 @@ def cr_mogm(
 
     **Arguments:**
 
-    - `weighting`: whose weights are averaged. It gets the mask and all extra arguments.
-      Its state is part of the state.
+    - `weighting`: the one whose weights are averaged. It gets the mask and all extra
+      arguments. Its state is part of the state.
     - `decay`: $\alpha$, how much of the average stays, in [0, 1], or a schedule of
       optax: a function of the number of steps made. The paper lets it increase towards
       1 as the learning rate decays.
@@ -100,7 +100,7 @@ def cr_mogm(
             jnp.asarray(optax.safe_increment(state.count)),
         )
         finite = jnp.isfinite(chosen).all()
-        # What the inner weighting keeps is its own decision.
+        # The inner weighting itself decides what it keeps.
         kept = keep_unless(finite, new, state)._replace(weighting=inner)
         return jnp.where(mask, moved, 0), kept
 

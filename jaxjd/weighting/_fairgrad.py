@@ -25,8 +25,7 @@ def fairgrad(
 
     - `alpha`: in (0, inf).
     - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
-      last step.
-      `optax.tree.get(opt_state, "certificate")` finds it.
+      last step. `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `alpha` is not a number in (0, inf).
 

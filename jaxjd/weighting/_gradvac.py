@@ -127,7 +127,7 @@ def gradvac_weights(
         return (
             coefficients.at[own, others].add(turn),
             cosines + turn[:, None] * scaled.C[others],
-            # Each pair meets once: nobody has changed this entry before.
+            # Each pair meets once, so this entry has not changed before.
             targets.at[own, others].set(followed),
         ), None
 

@@ -39,13 +39,13 @@ def imtl_g_weights(
     nonzero = scaled.norms > 0
     cosines = spectrum(scaled.C)
     independent = scaled.inverse_norms * cosines.pinv(nonzero.astype(gramian.dtype))
-    # A second spectrum takes as long as all the rest, so only if it is needed.
+    # A second spectrum takes as long as all the rest, so compute it only if needed.
     v = lax.cond(
         cosines.rank == nonzero.sum(),
         lambda: independent,
         lambda: spectrum(gramian).pinv(scaled.norms),
     )
-    v = jnp.where(nonzero, v, 0)  # To rounding it is so already.
+    v = jnp.where(nonzero, v, 0)  # It already is, up to rounding.
     total = v.sum()
     lost = jnp.abs(total) <= cutoff(v) * jnp.abs(v).sum()
     weights = jnp.where(lost, 0, v / jnp.where(lost, 1, total))

@@ -17,11 +17,11 @@ def krum(
 
     The score of a gradient is the sum of its distances $\|g_i - g_j\|$ to its
     $m - f - 2$ nearest neighbours, where $f$ gradients may come from an adversary. The
-    `num_selected` with the lowest scores get equal weights. Of equal scores the first
-    ones count as lower.
+    `num_selected` with the lowest scores get equal weights. Among equal scores the
+    first ones count as lower.
 
     If a mask leaves m' gradients, each has $m' - f - 2$ neighbours, but at least 1, and
-    no more than m' are selected. The weights are piecewise constant, so their
+    at most m' are selected. The weights are piecewise constant, so their
     derivative is zero.
 
     **Arguments:**
@@ -60,8 +60,8 @@ def krum_weights(
     """Equal weights for the gradients with the lowest scores."""
     squares = jnp.diagonal(gramian)
     distances = jnp.sqrt(jnp.maximum(squares[:, None] + squares[None] - 2 * gramian, 0))
-    # A missing loss is nobody's neighbour. After sorting, the first distance of each
-    # row is 0, that to itself.
+    # A missing loss is not a neighbour. After sorting, the first distance of each row
+    # is 0, that to itself.
     distances = sort(jnp.where(mask[None], distances, jnp.inf), 1)
     present = mask.sum()
     neighbours = jnp.maximum(present - num_byzantine - 2, 1)

@@ -35,8 +35,8 @@ def mgda(
       last step. `optax.tree.get(opt_state, "certificate")` finds it.
 
     **Raises:** `ValueError` or `TypeError` if `frank_wolfe_steps` is not a positive
-    integer, or is given together with `certificate`, because Frank-Wolfe steps have
-    none.
+    integer, or is given together with `certificate`, because Frank-Wolfe steps have no
+    certificate.
 
     **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2; Sener & Koltun
     (2018), arXiv:1810.04650, algorithm 2, for the Frank-Wolfe method.
@@ -64,7 +64,7 @@ def mgda(
 class _Walk(NamedTuple):
     weights: Float[Array, " m"]
     steps: Int[Array, ""]
-    length: Float[Array, ""]  # Of the last step, 1 before the first.
+    length: Float[Array, ""]  # Of the last step. 1 before the first.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -72,7 +72,7 @@ class _Walk(NamedTuple):
 def _frank_wolfe(
     gramian: Float[Array, "m m"], mask: Bool[Array, " m"], steps: int
 ) -> Float[Array, " m"]:
-    """The weights after the given number of steps, or when they have become short."""
+    """The weights after the given number of steps, or after the first short one."""
 
     def unfinished(walk: _Walk):
         return (walk.steps < steps) & _long(walk)
@@ -86,8 +86,8 @@ def _frank_wolfe(
 
 @_frank_wolfe.defjvp
 def _derivative(steps, primals, tangents):
-    # The derivative of the steps themselves, because a while loop has none in reverse
-    # mode.
+    # Differentiate the steps themselves, because a while loop cannot be differentiated
+    # in reverse mode.
     gramian, mask = primals
 
     def all_steps(gramian):
@@ -116,7 +116,7 @@ def _long(walk: _Walk) -> Bool[Array, ""]:
 
 
 def _step(gramian: Float[Array, "m m"], mask: Bool[Array, " m"], walk: _Walk) -> _Walk:
-    """Towards the gradient that is furthest behind, as far as it shortens the most."""
+    """Step towards the gradient of the worst-off loss, by exact line search."""
     weights = walk.weights
     slopes = matmul(gramian, weights)
     t = jnp.argmin(jnp.where(mask, slopes, jnp.inf))

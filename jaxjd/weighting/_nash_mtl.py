@@ -83,5 +83,5 @@ def nash_mtl(
         weights = jnp.where(over, weights * limit, weights)
         return weights, NashMTLState(chosen, state.count + 1), proof
 
-    # Without `jit`, its `cond` would be compiled anew at each step outside of any.
+    # Outside of any `jit`, the `cond` would be compiled anew at each step.
     return certified(jax.jit(nash_mtl_weights), init=init, certificate=certificate)

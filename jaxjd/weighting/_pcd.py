@@ -102,7 +102,7 @@ def pcd(
         mu = jnp.where(shortest.feasible, shortest.solution, 0)
         weights = jnp.where(primary, 1, mu)
 
-        # Zero but for the rounding of a sum of products of this size.
+        # The direction is zero if its squared norm is only the rounding of its terms.
         norm2 = jnp.vdot(weights, matmul(normalised, weights))
         magnitude = jnp.vdot(weights, jnp.sqrt(jnp.diagonal(normalised))) ** 2
         exists = norm2 > 10 * float(jnp.finfo(dtype).eps) * magnitude

@@ -19,7 +19,7 @@ NOISE_EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 class ProjectionState(NamedTuple):
-    """The state of UPGrad and DualProj that start warm."""
+    """The state of UPGrad and DualProj with a warm start."""
 
     solution: Float[Array, "... m"]
     """The weights of the last projections, with which the next search begins: [m, m]
@@ -37,12 +37,12 @@ def projection(
     num_losses: int | None,
     certificate: bool,
 ) -> Weighting:
-    """Weights that are the sum of the projections of some combinations of gradients.
+    """Make a weighting whose weights are the sum of the projections of combinations.
 
     **Arguments:**
 
-    - `bounds`: from a Gramian and a mask to the combinations.
-    - `shape`: of the combinations of m losses.
+    - `bounds`: from a Gramian and a mask to the combinations of gradients to project.
+    - `shape`: from m to the shape of the combinations.
     - The others: as [`jaxjd.weighting.upgrad`][].
     """
     check_regularisation(noise_eps, norm_eps, reg_eps)

@@ -111,5 +111,5 @@ def sdmgrad(
         kept = SDMGradState(jnp.where(mask, share * w, old))
         return (w + pull * preferred) / (1 + pull), kept
 
-    # Without `jit`, its loop would be compiled anew at each step outside of any.
+    # Outside of any `jit`, the loop would be compiled anew at each step.
     return of_cross_gramian("sdmgrad", stateful(init, jax.jit(weights)))

@@ -1,4 +1,4 @@
-"""Functions of a Gramian by its eigenvalues, without those that are only rounding."""
+"""Functions of a Gramian from its eigenvalues, without those that are only rounding."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Spectrum(NamedTuple):
 
     gramian: Float[Array, "m m"]
     values: Float[Array, " m"]  # Ascending.
-    vectors: Float[Array, "m m"]  # In columns. Constants to a derivative.
+    vectors: Float[Array, "m m"]  # In columns. Constant for derivatives.
     kept: Bool[Array, " m"]  # Which values are more than rounding.
 
     @property
@@ -55,14 +55,14 @@ class Spectrum(NamedTuple):
           derivative of f where the two are equal.
         """
         coordinates = matmul(self.vectors.T, vector)
-        # What rounding leaves of a vector that is orthogonal to all that is kept would
-        # otherwise be blown up by the inverse, and pass for a direction.
+        # If the vector is orthogonal to the kept eigenvectors, rounding leaves small
+        # coordinates, which the inverse would otherwise blow up into a direction.
         rounding = cutoff(vector) * jnp.linalg.norm(lax.stop_gradient(vector))
         large = jnp.abs(coordinates) > rounding
         result = matmul(
             self.vectors, jnp.where(self.kept & large, of_value * coordinates, 0)
         )
-        # Where G is singular, f(0) = 0 and the derivative is that at constant rank.
+        # If G is singular, f(0) = 0, and the derivative is that at constant rank.
         f = jnp.where(self.kept, of_value, 0)
         of_zero = f / jnp.where(self.kept, self.values, 1)
         both = self.kept[:, None] & self.kept[None]
@@ -77,13 +77,14 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(gramian: Float[Array, "m m"]) -> Spectrum:
-    """Eigenvalues above m eps times the largest one, as `numpy.linalg.matrix_rank`.
+    """Decompose a Gramian, keeping eigenvalues above m eps times the largest one.
 
-    Of zeros where the Gramian is not finite, on which an eigensolver may not end.
+    `numpy.linalg.matrix_rank` has the same threshold. A Gramian that is not finite
+    counts as zero, because an eigensolver might not stop on it.
     """
     gramian = jnp.where(jnp.isfinite(gramian).all(), gramian, 0)
-    # Eigenvectors have no derivative where eigenvalues are equal, as those of
-    # orthogonal gradients of one norm are. Functions of the Gramian have.
+    # If eigenvalues are equal, as for orthogonal gradients of equal norm, eigenvectors
+    # have no derivative, but functions of the Gramian do.
     values, vectors = jnp.linalg.eigh(lax.stop_gradient(gramian))
     kept = values > cutoff(values) * values[-1]
     return Spectrum(gramian, _eigenvalues(gramian, values, vectors), vectors, kept)
@@ -95,7 +96,7 @@ def cutoff(vector: Float[Array, " m"]) -> float:
 
 @jax.custom_jvp
 def _with_derivative(gramian, product, vectors, slopes, coordinates):
-    r"""$f(G) x$, computed already, with its derivative.
+    r"""Give $f(G) x$, already computed, its derivative.
 
     $d(f(G)) = V (S \circ V^\top dG V) V^\top$, where S are the slopes between the
     eigenvalues (Daleckii & Krein; Higham (2008), Functions of Matrices, theorem 3.11).
@@ -116,7 +117,7 @@ def _derivative_of_product(primals, tangents):
 
 @jax.custom_jvp
 def _eigenvalues(gramian, values, vectors):
-    """Eigenvalues, computed already, with their derivative."""
+    """Give eigenvalues, already computed, their derivative."""
     del gramian, vectors
     return values
 
@@ -131,7 +132,7 @@ def _derivative_of_eigenvalues(primals, tangents):
 
 @jax.custom_jvp
 def _once(gramian, vectors):
-    """The eigenvectors, with a second derivative that is refused."""
+    """Make a second derivative by way of the eigenvectors an error."""
     del gramian
     return vectors
 

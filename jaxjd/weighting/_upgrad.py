@@ -28,30 +28,31 @@ def upgrad(
     gradient, onto the dual cone of all the gradients. Each $G w_i \succeq 0$, hence so
     is $G w$: to first order no loss increases.
 
-    A gradient whose norm is below the rounding of the others is let go, smoothly: to
-    keep a promise to rounding ruins the step, as soon as a classifier that has one loss
-    per example fits some of them. Everything above keeps the promise. In float32, for
-    up to 128 losses, the cosine between the update and a gradient is at least -1e-3 if
-    the norms are within a factor of 1e5 of each other, at any scale. With a factor of
-    1e6 the least seen was -4e-3; with 1e7 and more, the shortest gradients are noise,
-    and the cosine with these can be anything.
+    UPGrad ignores a gradient whose norm is below the rounding of the others, with a
+    smooth transition. Such a gradient is only rounding error. Avoiding conflict with it
+    would ruin the update, as soon as a classifier with one loss per example fits some
+    of them. There is no conflict with longer gradients. In float32, for up to 128
+    losses, the cosine between the update and a gradient is at least -1e-3 if the norms
+    are within a factor of 1e5 of each other, at any scale. With a factor of 1e6 the
+    smallest seen was -4e-3. From 1e7 on, the shortest gradients are noise, and their
+    cosines can be anything.
 
     **Arguments:**
 
     - `preference`: $u \succeq 0$, m numbers. By default $1/m$ for each loss.
     - `noise_eps`: the norm of a gradient, relative to the root mean square of the norms
       that are not zero, below which it is noise. By default the rounding of float32,
-      1.2e-7, for Gramians in float64 too. 0 lets go of nothing: the exact projection.
-      See [`jaxjd.solvers.project_dual_cone`][].
+      1.2e-7, for Gramians in float64 too. With 0 no gradient is ignored: this is the
+      exact projection. See [`jaxjd.solvers.project_dual_cone`][].
     - `norm_eps`, `reg_eps`: another rule of regularisation instead. `norm_eps=1e-4,
       reg_eps=1e-4` gives TorchJD's weights, which conflict when the norms of gradients
       differ by 100 times, and which train a classifier faster if it has one loss per
       example. Cannot be given together with `noise_eps`.
-    - `warm_start`: whether the state keeps the projections of the last step, where the
-      next search then begins. The weights are the same. It helps where the gradients
-      change slowly, as those of a few tasks do, and hurts where every step
-      has other examples: on MNIST, 10 iterations in place of 14 for the losses of the
-      10 digits, but 89 in place of 79 for those of 128 new examples.
+    - `warm_start`: whether the state keeps the projections of the last step, and the
+      next search begins there. The weights are the same. It helps if the gradients
+      change slowly, as those of a few tasks do, and hurts if every step has new
+      examples. On MNIST it took 10 iterations instead of 14 for the losses of the 10
+      digits, but 89 instead of 79 for those of 128 new examples.
     - `num_losses`: m. Only needed with `warm_start`, for the size of the state.
     - `certificate`: whether the state keeps the [`jaxjd.solvers.Certificate`][] of the
       last step, the worst of all projections.
@@ -60,7 +61,7 @@ def upgrad(
     **Raises:** `ValueError` or `TypeError` if `preference` is not a vector of finite
     nonnegative reals, an `eps` is not a nonnegative number, `noise_eps` and `reg_eps`
     are both given, or `norm_eps` is given alone, and, when used, `ValueError` if the
-    preference has not m entries, or there are not `num_losses` losses.
+    preference does not have m entries, or there are not `num_losses` losses.
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, equation 5 and Proposition 1.
     """

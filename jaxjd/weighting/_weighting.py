@@ -1,4 +1,4 @@
-"""The type of all weightings, and how one is made of a function.
+"""The type of all weightings, and how to make one from a function.
 
 A weighting turns the Gramian $G = J J^\\top$ of m losses into m weights $w$; the update
 is then $J^\\top w$. It is a pair of pure functions, named as in optax: `init` makes the
@@ -64,7 +64,7 @@ class Weighting:
             object.__setattr__(self, "init", _Init(self.init))
 
     def __iter__(self) -> Iterator[Any]:
-        """Unpacks it as optax's pairs are: `init, update = weighting`."""
+        """Unpack it like a pair of optax: `init, update = weighting`."""
         return iter((self.init, self.update))
 
     def __call__(
@@ -114,7 +114,7 @@ class _Init:
 def stateless(
     weights: Callable[[Float[Array, "m m"], Bool[Array, " m"]], Float[Array, " m"]],
 ) -> Weighting:
-    """A weighting from a function of a checked Gramian and a mask.
+    """Make a weighting from a function of a checked Gramian and a mask.
 
     The function sees zeros in the rows and columns of the losses that are missing.
     """
@@ -133,7 +133,7 @@ def stateful(
         tuple[Float[Array, " m"], State],
     ],
 ) -> Weighting:
-    """A weighting from a state and a function of a checked Gramian, a mask, the state.
+    """Make a weighting from a state and a function of a checked Gramian, a mask and it.
 
     The function sees zeros in the rows and columns of the losses that are missing. A
     batch that is not finite gives NaN weights and leaves the state as it was, so that

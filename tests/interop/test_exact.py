@@ -44,7 +44,7 @@ def test_jaxjd_conflicts_with_no_gradient_and_is_the_closer(name, precision):
     bound = {"float32": 3e-4, "float64": 5e-11}[precision]
     if name.endswith("1..1e6"):
         # By default the shortest of these are at the edge of float32's rounding, below
-        # which gradients are let go, in float64 too. Ten times what was measured.
+        # which gradients are ignored, in float64 too. Ten times what was measured.
         bound = max(bound, 3e-5)
     assert comparison.jaxjd.distance < bound
     assert comparison.jaxjd.distance < comparison.torchjd.distance

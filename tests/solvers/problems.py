@@ -1,4 +1,4 @@
-"""On which Jacobians are the solvers tested, and what are the exact solutions?"""
+"""The Jacobians on which the solvers are tested, and their exact solutions."""
 
 import numpy as np
 import scipy.optimize
@@ -10,7 +10,7 @@ def normal(rng, m):
 
 
 def conflicting(rng, m):
-    """A shared direction, taken with random signs."""
+    """A shared direction with random signs, and noise."""
     signs = rng.choice([-1.0, 1.0], size=(m, 1))
     return signs * rng.normal(size=(1, 2 * m)) + 0.5 * rng.normal(size=(m, 2 * m))
 
@@ -75,8 +75,8 @@ def spread(rng, J, decades):
 def exact_projections(J, u):
     """The exact weights for each row of u, by Lawson and Hanson's NNLS on J itself.
 
-    Float64, on the Jacobian and not its Gramian, and a method that shares nothing with
-    those under test: argmin_x |J^T (u + x)| for x >= 0, the rows scaled to norm 1.
+    In float64, on the Jacobian and not its Gramian, by a method that shares nothing
+    with those under test: argmin_x |J^T (u + x)| for x >= 0, the rows scaled to norm 1.
     """
     norms = np.linalg.norm(J, axis=1)
     A = (J / norms[:, None]).T
@@ -90,7 +90,7 @@ def exact_projections(J, u):
 
 
 def factor(gramian):
-    """A Jacobian with this Gramian, but for the negative eigenvalues of rounding."""
+    """A Jacobian with this Gramian, without the negative eigenvalues of rounding."""
     norms = np.sqrt(np.diagonal(gramian))
     values, vectors = np.linalg.eigh(gramian / norms[:, None] / norms)
     return norms[:, None] * vectors * np.sqrt(np.maximum(values, 0))

@@ -1,4 +1,4 @@
-"""Is the worst served loss served as well as it can be, within the ball?"""
+"""Does the worst-off loss make the most progress that is possible within the ball?"""
 
 import functools
 
@@ -61,7 +61,7 @@ def test_nothing_serves_the_worst_better(x64, c, family):
     scale = np.linalg.norm(centre) * np.linalg.norm(J, axis=1).max()
     # SLSQP stops at 1e-7 or so.
     assert abs((J @ x).min() - best(J, c)) <= 1e-6 * scale
-    # The gap of the dual problem is rounding, and bounds a squared distance.
+    # The duality gap is only rounding, but bounds the square of the distance.
     assert result.certificate.residual <= 1e-6
 
 
@@ -125,7 +125,7 @@ def test_losses_that_are_left_out(x64):
     kept = np.array([1, 0, 1, 1, 0, 1], bool)
     G = J @ J.T
     alone = maximise_on_ball(G[kept][:, kept], np.full(4, 0.25), 0.5).solution
-    # Whatever is in their rows and columns, and in their weights of the centre.
+    # Their rows and columns, and their entries of u, must not matter.
     G[~kept] = G[:, ~kept] = np.nan
     centre = np.where(kept, 0.25, 7.0)
     together = maximise_on_ball(G, centre, 0.5, mask=kept).solution
@@ -134,9 +134,9 @@ def test_losses_that_are_left_out(x64):
 
 
 def test_a_gradient_of_zero_and_two_opposed_ones(x64):
-    """Without room for progress zero is best, if the ball has a step without conflict.
+    """If no progress is possible, zero is best, if the ball allows it.
 
-    Constraints that hold with equality only are where rounding could decide.
+    The constraints can only hold with equality, so rounding could decide.
     """
     rng = np.random.default_rng(5)
     J = rng.normal(size=(M, 9))
@@ -147,7 +147,7 @@ def test_a_gradient_of_zero_and_two_opposed_ones(x64):
         result = solvers[c](J @ J.T, MEAN)
         assert result.certificate.converged
         assert np.linalg.norm((MEAN + result.solution) @ J) <= 1e-9
-    # In a ball that is too small for that, the worst served is served better than by
+    # In a ball that is too small for that, the worst-off loss is better off than with
     # the mean, and zero gradients make no difference.
     result = solvers[0.5](J @ J.T, MEAN)
     assert result.certificate.converged

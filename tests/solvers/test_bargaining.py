@@ -1,4 +1,4 @@
-"""Does every loss get the share that the equations give it?"""
+"""Do the weights solve the bargaining equations?"""
 
 import functools
 
@@ -50,7 +50,7 @@ def test_the_certificate_bounds_the_distance(x64, alpha, max_iterations):
     update, expected = result.solution @ J, solvers[alpha](G).solution @ J
     distance = np.linalg.norm(update - expected) / np.linalg.norm(update)
     assert distance <= result.certificate.residual
-    # And is no further from it than it must be.
+    # The search has not finished, and the bound is within a factor of 10.
     assert distance > 1e-9
     if result.certificate.residual < 0.5:
         assert result.certificate.residual <= 10 * distance
@@ -69,7 +69,7 @@ def test_a_pareto_stationary_point_has_no_solution():
     assert not result.certificate.converged
     w = np.asarray(result.solution, float)
     assert np.isfinite(w).all()
-    # What is left of the two that cancel is nothing beside their weights.
+    # The two that cancel differ by little, relative to their weights.
     assert abs(w[0] - w[1]) <= 1e-3 * w[0]
 
 

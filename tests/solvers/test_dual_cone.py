@@ -1,4 +1,4 @@
-"""Does `project_dual_cone` solve its problem, and refuse what is none?"""
+"""Does `project_dual_cone` solve its problem, and refuse bad input?"""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -20,12 +20,12 @@ M, ROWS = 8, 12
 
 
 def relative_distance(G, w, exact):
-    """How far the update is from the exact one: squared, relative."""
+    """The squared relative distance between the update and the exact one."""
     return ((w - exact) @ G * (w - exact)).sum(-1) / (exact @ G * exact).sum(-1)
 
 
 def kkt_residual(G, u, v):
-    """The worst of the three KKT conditions, free of the scales of G and u."""
+    """The largest violation of the KKT conditions, whatever the scales of G and u."""
     d = np.sqrt(np.diagonal(G))
     d = np.where(d > 0, d, 1)
     size = np.maximum(*(np.linalg.norm(d * a, axis=-1, keepdims=True) for a in (u, v)))
@@ -44,14 +44,14 @@ def rows_of_every_kind(rng):
 
 
 def rows_of_upgrad(m=M):
-    """Of m losses with weight 1, padded with rows that ask for nothing."""
+    """UPGrad's rows for m losses of weight 1, padded with rows of zeros."""
     u = np.zeros((ROWS, M), np.float32)
     u[:m, :m] = np.eye(m)
     return u
 
 
 def padded(J):
-    """A Jacobian of fewer losses with zero gradients for the rest, as a Gramian."""
+    """The Gramian of a Jacobian of fewer losses, padded with zero gradients."""
     J = np.concatenate([J, np.zeros((M - len(J), J.shape[1]), J.dtype)])
     return J @ J.T
 
@@ -114,8 +114,8 @@ def test_small_integer_jacobians_meet_the_kkt_conditions(J, u):
     assert (v @ G).min() >= -1e-12 * size
     # At a stationary point v, hence the product, is exact to the root of rounding.
     assert np.abs((v - rows) * (v @ G)).max() <= 1e-9 * size * longest
-    # Some of these points are Pareto-stationary, where not even float64 can prove that
-    # the update should not be 0. But the search ends, and what is proven is small.
+    # Some of these points are Pareto-stationary, where even float64 proves little. But
+    # the search ends, and only a large residual counts as not converged.
     proof = result.certificate
     assert proof.iterations < 8_000
     converged, residual = np.asarray(proof.converged), np.asarray(proof.residual)
@@ -132,7 +132,7 @@ def test_noise_is_a_part_of_its_own_for_every_gradient(x64):
     assert (norms > noise).sum() >= 2
     own = np.where(norms > 0, noise**2 / np.hypot(norms, noise), 0)
     u = rows_of_every_kind(rng)
-    # A zero gradient has no such part; for the reference it has one, orthogonal to all.
+    # A zero gradient has no such part. In the reference it has one, orthogonal to all.
     longer = np.concatenate([J, np.diag(np.where(norms > 0, own, 1))], axis=1)
     exact = problems.exact_projections(longer, u)
     for scale in (1.0, 1e-30):
@@ -146,7 +146,7 @@ def test_noise_is_a_part_of_its_own_for_every_gradient(x64):
 
 def test_what_is_above_the_noise_is_exact_to_the_bit():
     rng = np.random.default_rng(10)
-    # A factor of 1e3 above, where what is added is below rounding.
+    # All norms are more than a factor of 1e3 above, so what is added is below rounding.
     G = problems.gramian32(problems.spread(rng, problems.conflicting(rng, M), 3))[1]
     u = rows_of_upgrad()
     exact = project_dual_cone(u, G).solution
@@ -172,7 +172,7 @@ def test_the_certificate_bounds_the_distance(max_iterations):
         J = problems.spread(rng, family(rng, M), number % 4)
         G = problems.gramian32(J)[1]
         result = project_dual_cone(u, G, max_iterations=max_iterations)
-        # Of the rounded Gramian, as the solver does not know J.
+        # The reference takes the rounded Gramian, because the solver does not know J.
         rows = problems.factor(G.astype(float))
         exact = problems.exact_projections(rows, u.astype(float))
         distance = np.linalg.norm((result.solution - exact) @ rows, axis=1)
@@ -184,7 +184,7 @@ def test_the_certificate_bounds_the_distance(max_iterations):
             assert residual.max() <= 0.05
             assert result.certificate.converged.all()
         if max_iterations == 2:
-            # Two iterations are seldom enough, and it says so.
+            # Two iterations are seldom enough, and the certificate says so.
             assert result.certificate.iterations <= 2
             wrong = distance > 256 * EPS**0.5
             assert not result.certificate.converged[wrong].any()
@@ -194,16 +194,16 @@ def test_the_certificate_bounds_the_distance(max_iterations):
     ("seed", "shape"), [(630228926, (30, 15)), (47400023, (17, 9))]
 )
 def test_a_point_whose_stationarity_is_hard_to_see(seed, shape):
-    """Their Gramians are exact in float32, and the update is 0, by huge weights."""
+    """The Gramian is exact in float32, and the update is 0, with huge weights."""
     J = np.random.RandomState(seed).randint(-2, 3, shape).astype(np.float32)
     u = np.concatenate([np.eye(len(J)), np.ones((1, len(J)))]).astype(np.float32)
     result = project_dual_cone(u, J @ J.T)
     update = np.asarray(result.solution, float) @ J
     relative = np.linalg.norm(update, axis=1) / np.linalg.norm(u @ J, axis=1)
-    # A search that does not begin again leaves half of the mean gradient.
+    # A single search would leave half of the mean gradient.
     assert relative.max() <= 0.03
     assert np.linalg.norm(update[:-1].sum(0)) <= 0.03 * np.linalg.norm(u[-1] @ J)
-    # Nothing near as good can be proven in float32, and it says so.
+    # Float32 cannot prove that, and the certificate says so.
     assert (relative <= result.certificate.residual).all()
 
 
@@ -215,7 +215,7 @@ def test_starting_at_the_solution_ends_sooner_at_the_same_place():
     assert warm.certificate.iterations < cold.certificate.iterations / 2
     distance = relative_distance(G, np.asarray(warm.solution)[:M], cold.solution[:M])
     assert distance.max() <= 1e-8
-    # A useless start, NaN even, does no harm.
+    # Even a start from NaN does no harm.
     nan = np.full((ROWS, M), np.nan, np.float32)
     poor = project_dual_cone(rows_of_upgrad(), G, initial=nan)
     assert poor.certificate.converged.all()
@@ -229,7 +229,7 @@ def test_vmap_over_gramians_is_a_loop_over_them():
     batched = jax.vmap(project_dual_cone, (None, 0))(rows_of_upgrad(), G)
     for index, one in enumerate(G):
         expected = project_dual_cone(rows_of_upgrad(), one).solution
-        # Of entries of order 1, whose rounding a small one is left with.
+        # A small entry has the rounding error of entries of order 1.
         np.testing.assert_allclose(
             batched.solution[index], expected, rtol=2e-5, atol=1e-7
         )
@@ -286,7 +286,7 @@ def test_nan_and_infinity_give_nan_at_once(bad, m, options):
     assert np.isnan(result.solution).all()
     assert not result.certificate.converged.any()
     assert result.certificate.iterations <= 2
-    # In one row of u it stays there.
+    # In a row of u it only affects that row.
     u[0, 0] = bad
     result = project_dual_cone(u, G, **options)
     assert np.isnan(result.solution[0]).all()
@@ -304,7 +304,7 @@ def test_zero_gramian_and_zero_rows():
     update = J.T @ weights.sum(0)[:2]
     np.testing.assert_allclose(update, [0.29240, 1.90058, 1.90058], atol=1e-4)
     np.testing.assert_array_equal(weights[2], rows_of_upgrad(3)[2] / 2)
-    # A row of zeros asks for nothing.
+    # A row of zeros has the weights 0.
     np.testing.assert_array_equal(weights[3:], 0)
 
 
@@ -318,7 +318,7 @@ def test_one_loss_and_negative_bounds():
 def test_exactly_opposed_and_repeated_gradients():
     J = np.array([[1.0, 2], [-1, -2], [1, 2], [2, -1]], np.float32)
     weights = project_dual_cone(rows_of_upgrad(4), padded(J)).solution[:4, :4]
-    # What the first three want cancels; the last is orthogonal to them.
+    # The projections of the first three are 0. The last is orthogonal to them.
     expected = [[0, 0], [0, 0], [0, 0], [2, -1]]
     np.testing.assert_allclose(weights @ J, expected, atol=2e-6)
 

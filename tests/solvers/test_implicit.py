@@ -1,4 +1,4 @@
-"""Is the derivative of a projection that of finite differences?"""
+"""Does the derivative of a projection agree with finite differences?"""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from jaxjd.solvers import project_dual_cone
 from tests.solvers import problems
 
 TORCHJD = {"norm_eps": 1e-4, "reg_eps": 1e-4}
-# So much that it changes some of these weights by a tenth.
+# Enough to change some of these weights by a tenth.
 NOISE = {"noise_eps": 0.5}
 
 
 @pytest.mark.parametrize("options", [{}, NOISE, TORCHJD], ids=str)
 def test_with_respect_to_gramian_and_bounds(x64, options):
-    # Random: no index has both a bound and a gradient that are met by accident.
+    # A random problem, so strict complementarity holds.
     m = 6
     rng = np.random.default_rng(0)
     J = jnp.asarray(problems.spread(rng, problems.conflicting(rng, m), 0.5))

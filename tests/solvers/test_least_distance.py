@@ -1,4 +1,4 @@
-"""Is the shortest step that makes the progress owed the shortest?"""
+"""Is the step the shortest one that makes the progress owed?"""
 
 import functools
 
@@ -16,9 +16,9 @@ solve = jax.jit(least_distance)
 
 
 def exact_step(J, h):
-    """argmin |x| with J x >= h, by Lawson and Hanson's reduction to NNLS; None if none.
+    """argmin |x| with J x >= h, by Lawson and Hanson's reduction to NNLS.
 
-    On J itself, in float64.
+    It works on J itself, in float64. None if infeasible.
     """
     E = np.vstack([J.T, h])
     target = np.zeros(len(E))

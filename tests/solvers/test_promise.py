@@ -1,18 +1,18 @@
 """Does UPGrad's update conflict with no gradient, at any scale, in float32?
 
-By default the norms may spread over five decades, beyond which the shortest gradients
-are let go; without that (`noise_eps=0`) over six.
+By default the norms may spread over five decades. Beyond that the shortest gradients
+are ignored. With `noise_eps=0` the norms may spread over six decades.
 
-All updates are computed from the returned weights in float64, so that what is seen is
-the error of the weights. Two limits are not the solver's, but of a Gramian in float32:
+All updates are computed from the returned weights in float64, so only the error of the
+weights is seen. Two limits come from a float32 Gramian, not from the solver:
 
 - Rounding G alone moves the squared norm of an update `Jᵀw` by about
   `eps sqrt(m) |d∘w|²`, with d the norms of the gradients. An update whose squared norm
-  is below eight times that cannot be told from 0, and its cosines are those of noise.
-  `measurable` says so from float64 data; the tests name the families where this happens
-  and fail if it happens elsewhere.
+  is below eight times that cannot be told from 0, and its cosines are noise.
+  `measurable` decides this from float64 data. The tests name the families where this
+  happens, and fail if it happens elsewhere.
 - The exact projection of the rounded Gramian differs from that of J itself. Where a
-  distance is compared, this floor is computed, by an independent method in float64, and
+  distance is compared, this floor is computed by an independent method in float64, and
   added to the bound.
 """
 
@@ -54,7 +54,7 @@ def upgrad(gramians, noise_eps=0.0):
 
 
 def opposed_pairs(rng, m):
-    """Rows and their exact opposites, and others: what the pairs want is 0."""
+    """Rows, their exact opposites, and others. The projections of the pairs are 0."""
     J = rng.normal(size=(m, 2 * m))
     pairs = m // 4
     J[pairs : 2 * pairs] = -J[:pairs]
@@ -115,7 +115,7 @@ def test_distance_to_the_exact_projection(decades):
         distance = np.square((w - exact) @ J).sum() / scale
         floor_distance = np.square((floor - exact) @ J).sum() / scale
         assert distance <= 1e-6
-        # Nor are the six digits all that is asked for where more can be had.
+        # Where the floor allows more than six digits, they are required.
         assert distance <= 1e-9 + 10 * floor_distance
 
 

@@ -1,4 +1,4 @@
-"""Is the shortest convex combination of the gradients the shortest?"""
+"""Is the convex combination of the gradients the shortest one?"""
 
 import functools
 import itertools
@@ -63,10 +63,10 @@ def test_float32_at_any_scale(decades, scale):
         gramian = gramian.astype(float)
         least = weights @ gramian @ weights
         d = np.sqrt(np.diagonal(gramian))
-        # No gradient is shorter in the direction of the update than the update is.
+        # Along the update, every gradient is at least as long as the update.
         slack = (gramian @ weights - least) / (d * np.sqrt(least))
         assert slack.min() >= -1e-3
-        # Those with weight are as long, but for what rounding G does to its square.
+        # Those with weight are just as long, up to the rounding of its square.
         rounding = np.finfo(np.float32).eps * (weights @ d) ** 2
         assert abs(weights * (gramian @ weights - least)).max() <= 8 * rounding
 

@@ -1,4 +1,4 @@
-"""Are the weights those of TorchJD, given TorchJD's regularisation?"""
+"""Are the weights equal to TorchJD's, with TorchJD's regularisation?"""
 
 import functools
 
