@@ -23,12 +23,13 @@ def test_all_programs_are_found():
     assert len(PROGRAMS) == README.count("```python") == 3
 
 
-# At the start the largest printed loss of each program is above 1.
+# At the start the largest printed loss of each program is above 1. The first ends at 0.28
+# to 0.37, depending on how each release of JAX rounds.
 @pytest.mark.parametrize(
     ("program", "threshold"),
     [
         (program, bound)
-        for (_, program), bound in zip(PROGRAMS, [0.35, 0.2, 0.2], strict=True)
+        for (_, program), bound in zip(PROGRAMS, [0.45, 0.2, 0.2], strict=True)
     ],
     ids=[title for title, _ in PROGRAMS],
 )
