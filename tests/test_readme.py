@@ -23,8 +23,8 @@ def test_all_programs_are_found():
     assert len(PROGRAMS) == README.count("```python") == 3
 
 
-# At the start the largest printed loss of each program is above 1. The first program ends
-# at 0.28 to 0.37, depending on how each release of JAX rounds.
+# At the start the largest printed loss of each program is above 1. The first program
+# ends at 0.28 to 0.37, depending on how each release of JAX rounds.
 @pytest.mark.parametrize(
     ("program", "threshold"),
     [
