@@ -246,6 +246,18 @@ def test_under_scan_and_vmap():
     jax.tree.map(lambda a, b: assert_allclose(a, b[0], rtol=1e-10), one, both)
 
 
+def test_one_array_as_two_arguments():
+    """Outside of `jit`: two operands that the plan tells apart are one object."""
+
+    def losses(p, x, y):
+        return jnp.stack([jnp.sum(x @ p["a"]), jnp.sum((y @ p["a"]) ** 2)])
+
+    params, x = {"a": jnp.arange(3.0)}, jnp.asarray(X)
+    jac = jaxjd.jac(losses, method="structured")(params, x, x)
+    J = models.brute_force(losses, params, x, x)
+    assert_allclose(jac.gramian(), J @ J.T, rtol=1e-12)
+
+
 def test_derivative_through_the_gramian():
     fun, _ = CASES["stack"]
     params = jax.tree.map(jnp.asarray, PARAMS)

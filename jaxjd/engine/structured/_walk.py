@@ -131,6 +131,7 @@ class Walk:
         self.levels = levels
         self.uses: list[Use] = []
         self.recorded: list[Array] = []
+        self.places: dict[Value, int] = {}
         self.direct: dict[int, set[str]] = {}
         # Shared values for perturbed parameters, each computed once per walk. A second
         # copy would be perturbed by uses of its own.
@@ -195,7 +196,7 @@ class Walk:
         (result,) = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
         shape = (*(level.length for level in self.levels), *result.shape)
         perturbation = jax.ShapeDtypeStruct(shape, result.dtype)
-        others = [v.array for n, v in enumerate(operands) if n != places[0]]
+        others = [v for n, v in enumerate(operands) if n != places[0]]
         use = Use(
             jaxpr,
             eqn,
@@ -209,13 +210,14 @@ class Walk:
         (perturbation,) = self.perturbations_of([use])
         return perturb(result, perturbation)
 
-    def record(self, operand: Array) -> int:
+    def record(self, operand: Value) -> int:
         """Where an operand is among those recorded."""
-        for n, known in enumerate(self.recorded):
-            if known is operand:
-                return n
-        self.recorded.append(operand)
-        return len(self.recorded) - 1
+        # Values tell operands apart, not arrays: outside of `jit` two constants may be
+        # one array, which a walk on abstract values cannot know.
+        if operand not in self.places:
+            self.places[operand] = len(self.recorded)
+            self.recorded.append(operand.array)
+        return self.places[operand]
 
     def perturbations_of(self, uses: Sequence[Use]) -> list[Array]:
         """Note uses, and return the perturbations of their results."""
