@@ -78,12 +78,12 @@ def of_losses(point: Point, groups: Sequence[Group]) -> tuple[Point, tuple[int, 
         places = (slice(None),) * axis + (np.searchsorted(losses, held),)
         return jnp.zeros(shape, array.dtype).at[places].set(array)
 
-    cotangents, direct, reached = list(passes.cotangents), {}, list(passes.reached)
+    cotangents, direct = list(passes.cotangents), {}
     for n in uses:
-        cotangents[n] = filled(cotangents[n], reached[n], 0)
+        cotangents[n] = filled(cotangents[n], passes.reached[n], 0)
     for place, leaf in enumerate(passes.direct, len(cotangents)):
         if leaf in leaves:
-            direct[leaf] = filled(passes.direct[leaf], reached[place], 1)
+            direct[leaf] = filled(passes.direct[leaf], passes.reached[place], 1)
     restricted = dataclasses.replace(passes, cotangents=cotangents, direct=direct)
     return point._replace(passes=restricted, num_losses=len(losses)), losses
 
