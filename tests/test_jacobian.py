@@ -43,9 +43,10 @@ def check_operator(jac: jaxjd.Jacobian, expected: jax.Array) -> None:
             jac.jvp(tangent),
             jac.dense(),
             jac.cross_gramian(jac),
+            jac.squared_norms(),
         )
 
-    gramian, combination, change, dense, cross = compute(jac)
+    gramian, combination, change, dense, cross, squared_norms = compute(jac)
     assert jac.num_losses == m
     close(gramian, expected @ expected.T)
     assert_array_equal(gramian, gramian.T)
@@ -54,6 +55,7 @@ def check_operator(jac: jaxjd.Jacobian, expected: jax.Array) -> None:
     close(models.ravel(change), expected @ direction)
     close(models.ravel_rows(dense), expected)
     close(cross, expected @ expected.T)
+    close(squared_norms, (expected**2).sum(1))
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 Parameters come as a flat list of arrays, and each row of J as one such list. A method
 says how rows are formed (`rows`, `rows_at`), how many of them may be in memory at once
-(`block_size`), and what it does better than by rows: `products`, `vjp`, `jvp`. All
-products of rows that are made a block at a time are made here.
+(`block_size`), and what it does better than by rows: `products`, `squared_norms`,
+`vjp`, `jvp`. All products of rows that are made a block at a time are made here.
 """
 
 import abc
@@ -84,6 +84,10 @@ class Operator(abc.ABC):
         """`J Jᵀ`, float32 or wider, symmetric to the bit."""
         return self.products(self)
 
+    def squared_norms(self) -> Float[Array, " m"]:
+        """The diagonal of `J Jᵀ`."""
+        return by_blocks(row_blocks(self), _products.squared_norms)
+
 
 def row_blocks(operator: Operator) -> Blocks[list[Array]]:
     m, size = operator.num_rows, operator.block_size()
@@ -96,6 +100,17 @@ def row_blocks(operator: Operator) -> Blocks[list[Array]]:
         return operator.rows_at(jnp.minimum(places, m - 1))
 
     return Blocks(m, size, at)
+
+
+def by_blocks(
+    blocks: Blocks[Block], function: Callable[[Block], Float[Array, " b"]]
+) -> Float[Array, " m"]:
+    """One number for each row, with one block of them in memory at a time."""
+    if blocks.size >= blocks.num_rows:
+        return function(blocks.at(jnp.zeros((), jnp.int32)))
+    starts = jnp.arange(0, blocks.num_rows, blocks.size, dtype=jnp.int32)
+    found = jax.lax.map(lambda start: function(blocks.at(start)), starts)
+    return found.ravel()[: blocks.num_rows]
 
 
 def products_by_blocks(

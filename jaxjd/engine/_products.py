@@ -54,6 +54,16 @@ def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b
     return total
 
 
+def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
+    """Squared Euclidean norms of the rows: the diagonal of `products(rows, rows)`."""
+    dtype = accumulation_dtype(*rows)
+    total = jnp.zeros(rows[0].shape[0], dtype)
+    for x in rows:
+        wide = x.reshape(x.shape[0], -1).astype(dtype)
+        total += jnp.square(wide).sum(1)
+    return total
+
+
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     """`Jᵀ w`, in the dtypes of the rows."""
 

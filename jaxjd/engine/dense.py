@@ -76,6 +76,14 @@ class Dense(Operator):
                 total = total.at[np.ix_(left, right)].add(found)
         return symmetric(total) if other is self else total
 
+    def squared_norms(self) -> Float[Array, " m"]:
+        total = jnp.zeros(self.num_rows, accumulation_dtype(*self.leaves))
+        for leaf, held in zip(self.leaves, self.places, strict=True):
+            if held:
+                found = _products.squared_norms([leaf])
+                total = total.at[np.array(held)].add(found)
+        return total
+
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         return [
             _products.combine(weights[np.array(held, int)], [leaf])[0]

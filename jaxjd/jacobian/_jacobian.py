@@ -48,6 +48,17 @@ class Jacobian(metaclass=ExplainsItself):
         columns = self._losses.from_engine(self._operator.gramian())
         return self._losses.from_engine(columns.T)
 
+    def squared_norms(self) -> Float[Array, " m"]:
+        r"""$\|J_i\|^2$: the squared gradient norms of the losses, $G$'s diagonal.
+
+        It is computed by itself, for less than $G$ costs: for a dense layer and one
+        loss per example, $\|a\|^2 \|\delta\|^2$ from the activations $a$ and their
+        cotangents $\delta$ (Goodfellow, 2015, arXiv:1510.01799, section 4).
+
+        **Returns:** m numbers, float32 or wider.
+        """
+        return self._losses.from_engine(self._operator.squared_norms())
+
     def cross_gramian(self, other: "Jacobian") -> Float[Array, "m k"]:
         """$J_1 J_2^\\top$: inner products with the rows of another Jacobian.
 

@@ -58,9 +58,11 @@ def test_products_of_all_pairs(x64):
         # Whose rows are formed a few at a time, because the others' are no factors.
         some = {kind: of.restrict([2, 0]) for kind, of in left.items()}
         restricted = {kind: of.products(some["dense"]) for kind, of in some.items()}
-        return pairs, restricted, {kind: of.gramian() for kind, of in left.items()}
+        gramians = {kind: of.gramian() for kind, of in left.items()}
+        norms = {kind: of.squared_norms() for kind, of in left.items()}
+        return pairs, restricted, gramians, norms
 
-    pairs, restricted, gramians = everything(params, one, two)
+    pairs, restricted, gramians, norms = everything(params, one, two)
     for kinds, product in pairs.items():
         np.testing.assert_allclose(product, J1 @ J2.T, rtol=1e-10, err_msg=str(kinds))
     # Leaves are `hidden[0]` [5, 3], `hidden[1]` [3] and `scale`.
@@ -71,6 +73,9 @@ def test_products_of_all_pairs(x64):
         )
         np.testing.assert_allclose(gramians[kind], J1 @ J1.T, rtol=1e-10, err_msg=kind)
         assert (gramians[kind] == gramians[kind].T).all()
+        np.testing.assert_allclose(
+            norms[kind], jnp.diag(J1 @ J1.T), rtol=1e-10, err_msg=kind
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

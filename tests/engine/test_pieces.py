@@ -127,6 +127,7 @@ def test_equals_brute_force(name):
                 flat(jac.jvp(direction)),
                 models.ravel_rows(jac.dense()),
                 jac.cross_gramian(jacobians[0][1]),
+                jac.squared_norms(),
             )
             for values, jac in jacobians
         ]
@@ -142,11 +143,12 @@ def test_equals_brute_force(name):
         return J, flat(fun(params)), models.ravel(direction), found
 
     J, losses, d, found = everything(params)
-    for values, gramian, combined, change, rows, cross in found:
-        expected = (losses, J @ J.T, weights @ J, J @ d, J, J @ J.T)
-        actual = (values, gramian, combined, change, rows, cross)
+    G = J @ J.T
+    for actual in found:
+        expected = (losses, G, weights @ J, J @ d, J, G, jnp.diag(G))
         for x, y in zip(actual, expected, strict=True):
             assert_allclose(x, y, rtol=1e-11, atol=1e-11)
+        gramian = actual[1]
         assert (gramian == gramian.T).all()
     operator = jaxjd.jac(fun, method="dense")(params)._operator
     for parameter, held in zip(sorted(PARAMS), operator.places, strict=True):

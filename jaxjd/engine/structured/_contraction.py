@@ -185,6 +185,36 @@ def products_by_kernel(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     return found.reshape(m * k, n * h)
 
 
+def squared_norms(x: Factors, choice: Choice = "auto") -> Float[Array, " mk"]:
+    r"""$\|\sum_t a_t \delta_t^\top\|^2 = \sum_{ts} ⟨a_t, a_s⟩ ⟨\delta_t, \delta_s⟩$.
+
+    By pairs of the positions of one example, or from its gradients, whichever takes
+    fewer operations; from the gradients if `choice` is "rows".
+    """
+    m, k, _, t, o = x.right.shape
+    i = x.num_inputs
+    left_pairs = 0 if x.one_hot else t * t * i
+    pairs, rows = left_pairs + k * t * t * o, k * (t * i * o + i * o)
+    if choice == "rows" or (choice == "auto" and rows < pairs):
+        formed = gradients(x).reshape(m * k, -1)
+        return jnp.square(formed).sum(1)
+    if x.one_hot:
+        same = x.left[..., :, None] == x.left[..., None, :]
+        left = same & (x.left >= 0)[..., None]
+    else:
+        left = _pairs_within(x.left)
+    right = _pairs_within(x.right)
+    return (left[:, None].astype(right.dtype) * right).sum((2, 3, 4)).ravel()
+
+
+def _pairs_within(x: Float[Array, "... t n"]) -> Float[Array, "... t t"]:
+    """Inner products of all positions, of the same example, loss and block."""
+    if x.shape[-2] == 1:
+        return jnp.square(x.astype(accumulation_dtype(x))).sum(-1)[..., None]
+    batch, n = tuple(range(x.ndim - 2)), x.ndim - 1
+    return contract(x, x, ((n,), (n,)), (batch, batch))
+
+
 def kernel(x: Factors, y: Factors) -> Array:
     """Inner products of the left factors at all pairs of positions, [b, m, t, n, s]."""
     m, _, b, t, _ = x.right.shape

@@ -62,6 +62,27 @@ def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
     return total
 
 
+def squared_norms(point: Point) -> Float[Array, " a"]:
+    """Squared norms of the gradients: the diagonal of their inner products."""
+    dtype = accumulation_dtype(*[point.inputs[i] for i in point.leaves])
+    total = jnp.zeros(point.num_rows, dtype)
+    for groups in point.plan.groups_of(point.leaves):
+        some, losses = of_losses(point, groups)
+        if not losses:
+            continue
+        if groups[0].uniform:
+            factors = _factors_of(some, groups)
+            found = _contraction.squared_norms(factors, groups[0].choice)
+        else:
+            found = _products.squared_norms(list(gradients(some, groups[0]).values()))
+        found = found.astype(dtype)
+        if found.shape == total.shape:
+            total += found
+        else:
+            total = total.at[rows_of(point, losses)].add(found)
+    return total
+
+
 def of_losses(point: Point, groups: Sequence[Group]) -> tuple[Point, tuple[int, ...]]:
     """The point of only those losses that depend on some groups, and which they are."""
     uses = {n for group in groups for n in group.uses}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxjd.engine._operator import Blocks, Operator, products_by_blocks
+from jaxjd.engine._operator import Blocks, Operator, by_blocks, products_by_blocks
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured import _groups
 from jaxjd.engine.structured._backward import Pass
@@ -45,6 +45,9 @@ class StructuredOperator(Operator):
         left = self.points()
         right = left if other is self else other.points()
         return products_by_blocks(left, right, _groups.all_products)
+
+    def squared_norms(self) -> Float[Array, " m"]:
+        return by_blocks(self.points(), _groups.squared_norms)
 
 
 @partial(

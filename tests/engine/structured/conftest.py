@@ -58,7 +58,7 @@ def relative(actual, expected):
 
 
 def check(fun, params, *examples, direct=(), in_axes=None, tolerance=1e-9):
-    """Compare Gramian, combination and losses with brute force, to 1e-9.
+    """Compare Gramian, its diagonal, combination and losses with brute force.
 
     `direct` are the names of the parameters, and no others, that are perturbed
     themselves; None leaves it open. They are returned.
@@ -87,6 +87,7 @@ def check(fun, params, *examples, direct=(), in_axes=None, tolerance=1e-9):
             "losses": relative(jnp.concatenate(own, None).ravel(), losses),
             "gramian": relative(mine, gramian),
             "vjp": jnp.max(jnp.stack(vjp)) / jnp.where(scale > 0, scale, 1),
+            "squared norms": relative(jacobian.squared_norms(), jnp.diag(gramian)),
             "asymmetry": jnp.abs(mine - mine.T).max(),
         }
 

@@ -34,6 +34,9 @@ def test_pairs_and_rows_agree(t, one_hot):
         @ _contraction.gradients(y).reshape(4, -1).T
     )
     assert relative(_contraction.products_by_pairs(x, y), wanted) < 1e-12
+    squared = (rows**2).sum((2, 3, 4)).ravel()
+    for way in ("pairs", "rows"):
+        assert relative(_contraction.squared_norms(x, way), squared) < 1e-12
 
 
 # The shapes of common layers, m = 32 or 64, and the way that is known to be faster.
