@@ -22,6 +22,7 @@ from jaxjd import solvers as solvers
 from jaxjd import weighting as weighting
 from jaxjd.jacobian import Explanation as Explanation
 from jaxjd.jacobian import Jacobian as Jacobian
+from jaxjd.jacobian import concatenate as concatenate
 from jaxjd.jacobian import explain as explain
 from jaxjd.jacobian import jac as jac
 from jaxjd.jacobian import value_and_jac as value_and_jac

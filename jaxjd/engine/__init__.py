@@ -3,6 +3,7 @@
 - `dense`: the whole Jacobian in memory.
 - `chunked`: a few rows at a time, computed when they are needed.
 - `structured`: no rows at all, where that is possible.
+- `concatenated`: the rows of several functions, each in its own way.
 
 Each is an `Operator` and a pytree. It works on flat lists of parameters and knows
 nothing of how parameters and losses are structured: that is `jaxjd.jacobian`.
@@ -14,6 +15,8 @@ from jaxjd.engine._function import trace as trace
 from jaxjd.engine._operator import Method as Method
 from jaxjd.engine._operator import Operator as Operator
 from jaxjd.engine.chunked import Chunked as Chunked
+from jaxjd.engine.concatenated import concatenated as concatenated
+from jaxjd.engine.concatenated import products as products
 from jaxjd.engine.dense import Dense as Dense
 from jaxjd.engine.dense import dense as dense
 from jaxjd.engine.dense import stacked as stacked

@@ -79,7 +79,7 @@ class Jacobian(metaclass=ExplainsItself):
                 f"{self._parameters.kept_shapes()}. "
                 f"Got {other._parameters.kept_shapes()}."
             )
-        products = self._operator.products(other._operator)
+        products = engine.products(self._operator, other._operator)
         return other._losses.from_engine(self._losses.from_engine(products).T).T
 
     def vjp(self, weights: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:

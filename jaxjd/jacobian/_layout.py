@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,13 @@ from jaxtyping import Array, Float
 from jaxjd._typing import PyTree
 
 
+class Source(NamedTuple):
+    """A function that returns losses: of how many examples, and in how many arrays."""
+
+    num_examples: int | None
+    num_arrays: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Losses:
     """How the m losses are structured: static.
@@ -21,11 +28,13 @@ class Losses:
     The engine keeps the losses of one example side by side. Users see the losses in the
     row-major order in which the function returns them. The two orders differ if a
     per-example function returns several arrays.
+
+    The losses of several functions are those of each `Source`, one after another.
     """
 
     structure: Any  # A jax.tree_util.PyTreeDef.
     shapes: tuple[tuple[int, ...], ...]
-    num_examples: int | None
+    sources: tuple[Source, ...]
 
     @property
     def sizes(self) -> list[int]:
@@ -59,20 +68,44 @@ class Losses:
         return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
 
     def from_engine(self, rows: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
-        if self.num_examples is None or len(self.shapes) == 1:
-            return rows
-        rest = rows.shape[1:]
-        rows = rows.reshape(self.num_examples, -1, *rest)
-        ends = np.cumsum([size // self.num_examples for size in self.sizes])[:-1]
-        parts = jnp.split(rows, ends, axis=1)
-        return jnp.concatenate([part.reshape(-1, *rest) for part in parts])
+        return self._by_source(rows, arrays_apart)
 
     def to_engine(self, vector: Float[Array, " m"]) -> Float[Array, " m"]:
-        if self.num_examples is None or len(self.shapes) == 1:
-            return vector
-        parts = jnp.split(vector, np.cumsum(self.sizes)[:-1])
-        rows = [part.reshape(self.num_examples, -1) for part in parts]
-        return jnp.concatenate(rows, axis=1).ravel()
+        return self._by_source(vector, examples_apart)
+
+    def _by_source(
+        self, rows: Array, reorder: Callable[[Array, int, list[int]], Array]
+    ) -> Array:
+        """Reorder the rows of those functions whose two orders differ."""
+        first, found, sizes = 0, [], self.sizes
+        for num_examples, num_arrays in self.sources:
+            own, sizes = sizes[:num_arrays], sizes[num_arrays:]
+            some = rows[first : first + sum(own)]
+            first += sum(own)
+            if num_examples is not None and num_arrays > 1:
+                some = reorder(some, num_examples, own)
+            found.append(some)
+        return found[0] if len(found) == 1 else jnp.concatenate(found)
+
+
+def arrays_apart(
+    rows: Float[Array, "m ..."], num_examples: int, sizes: list[int]
+) -> Float[Array, "m ..."]:
+    """From the losses of one example after another to one array after another."""
+    rest = rows.shape[1:]
+    rows = rows.reshape(num_examples, -1, *rest)
+    ends = np.cumsum([size // num_examples for size in sizes])[:-1]
+    parts = jnp.split(rows, ends, axis=1)
+    return jnp.concatenate([part.reshape(-1, *rest) for part in parts])
+
+
+def examples_apart(
+    vector: Float[Array, " m"], num_examples: int, sizes: list[int]
+) -> Float[Array, " m"]:
+    """The reverse."""
+    parts = jnp.split(vector, np.cumsum(sizes)[:-1])
+    rows = [part.reshape(num_examples, -1) for part in parts]
+    return jnp.concatenate(rows, axis=1).ravel()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from jaxjd.jacobian._checks import (
 )
 from jaxjd.jacobian._explain import Explanation
 from jaxjd.jacobian._jacobian import Jacobian
-from jaxjd.jacobian._layout import Losses, Parameters
+from jaxjd.jacobian._layout import Losses, Parameters, Source
 
 P = ParamSpec("P")
 L = TypeVar("L")  # Losses: an array or a pytree of arrays.
@@ -314,7 +314,8 @@ def trace(
     num_examples = function.num_examples(inputs)
     batch = () if num_examples is None else (num_examples,)
     shapes = tuple((*batch, *x.shape) for x in jax.tree.leaves(example_losses))
-    losses = Losses(jax.tree.structure(example_losses), shapes, num_examples)
+    source = Source(num_examples, len(shapes))
+    losses = Losses(jax.tree.structure(example_losses), shapes, (source,))
     if losses.num_losses == 0:
         raise ValueError(
             f"`fun` must return at least one loss. Got {losses.as_shapes()}."

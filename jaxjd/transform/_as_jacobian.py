@@ -12,7 +12,7 @@ from jax.tree_util import keystr
 from jaxtyping import Array, Float, PyTree
 
 from jaxjd import engine
-from jaxjd.jacobian import Jacobian, Losses, Parameters
+from jaxjd.jacobian import Jacobian, Losses, Parameters, Source
 
 
 def as_jacobian(
@@ -84,7 +84,7 @@ def stacked(
         raise ValueError("`updates` must hold at least one loss. Got an empty axis.")
     return Jacobian(
         engine.stacked([jnp.asarray(leaf) for leaf in leaves]),
-        Losses(jax.tree.structure(0), (m,), None),
+        Losses(jax.tree.structure(0), (m,), (Source(None, 1),)),
         Parameters(
             structure,
             tuple(leaf.shape[1:] for leaf in leaves),

@@ -93,7 +93,8 @@ def test_operator_is_described(kind):
     assert [x.dtype for x in of_rows] == operator.dtypes
 
 
-def test_two_batches_without_their_rows():
+@pytest.mark.parametrize("of_two_functions", [False, True])
+def test_two_batches_without_their_rows(of_two_functions):
     """As structured as the Gramian: no more memory than for that of both."""
     width, m = 128, 64
     params = [jnp.zeros((width, width), jnp.float32)] * 4
@@ -103,10 +104,16 @@ def test_two_batches_without_their_rows():
             x = jnp.tanh(x @ weight)
         return x.sum()
 
+    def another(params, shift, x):
+        return loss(params, x + shift) ** 2
+
     def memory(chunk_size):
         jac = jaxjd.jac(loss, in_axes=(None, 0), chunk_size=chunk_size)
+        other = jaxjd.jac(another, in_axes=(None, None, 0), chunk_size=chunk_size)
 
         def cross(params, x, y):
+            if of_two_functions:
+                return jac(params, x).cross_gramian(other(params, jnp.float32(1), y))
             return jac(params, x).cross_gramian(jac(params, y))
 
         x = jnp.zeros((m, width), jnp.float32)

@@ -185,6 +185,10 @@ def products_by_kernel(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     return found.reshape(m * k, n * h)
 
 
+# The ways that form no gradients.
+PRODUCTS = {"pairs": products_by_pairs, "kernel": products_by_kernel}
+
+
 def squared_norms(x: Factors, choice: Choice = "auto") -> Float[Array, " mk"]:
     r"""$\|\sum_t a_t \delta_t^\top\|^2 = \sum_{ts} ⟨a_t, a_s⟩ ⟨\delta_t, \delta_s⟩$.
 

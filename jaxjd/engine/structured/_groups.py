@@ -62,6 +62,60 @@ def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
     return total
 
 
+def products_across_plans(left: Point, right: Point) -> Float[Array, "a b"]:
+    """The same for two functions of the same parameters, one parameter at a time.
+
+    Where both use it in the same form, and would contract that form in the same way,
+    so are the two together. Else its rows are formed, and no others.
+    """
+    dtype = accumulation_dtype(*[left.inputs[i] for i in left.leaves])
+    total = jnp.zeros((left.num_rows, right.num_rows), dtype)
+    for mine, theirs in zip(left.leaves, right.leaves, strict=True):
+        x, y = _of_parameter(left, mine), _of_parameter(right, theirs)
+        if x is None or y is None:
+            continue
+        way = x.way if (x.form, x.way) == (y.form, y.way) else "rows"
+        if way == "rows":
+            found = _products.products([x.rows()], [y.rows()])
+        else:
+            factors = [_factors(of.point, of.group.uses) for of in (x, y)]
+            found = _contraction.PRODUCTS[way](*factors)
+        total = total.at[np.ix_(x.places, y.places)].add(found.astype(dtype))
+    return total
+
+
+class OneParameter(NamedTuple):
+    """A parameter of a function, and those of its losses that depend on it.
+
+    - `form`: equal for two functions that use it in one and the same form.
+    - `way`: how its Gramian is computed.
+    - `places`: which of all rows are those of these losses.
+    """
+
+    point: Point
+    group: Group
+    leaf: int
+    form: Hashable
+    way: Contraction
+    places: Int[np.ndarray, " r"]
+
+    def rows(self) -> Float[Array, "r ..."]:
+        return gradients(self.point, self.group)[self.leaf]
+
+
+def _of_parameter(point: Point, leaf: int) -> OneParameter | None:
+    for group in point.plan.groups:
+        if leaf not in group.leaves:
+            continue
+        some, losses = of_losses(point, [group])
+        if not losses:
+            return None
+        shape = form(point.plan.uses[group.uses[0]]) if group.uniform else object()
+        way = contraction(some, [group])
+        return OneParameter(some, group, leaf, shape, way, rows_of(point, losses))
+    return None
+
+
 def squared_norms(point: Point) -> Float[Array, " a"]:
     """Squared norms of the gradients: the diagonal of their inner products."""
     dtype = accumulation_dtype(*[point.inputs[i] for i in point.leaves])
@@ -129,14 +183,9 @@ def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array,
     """Inner products of the gradients of groups at one point with those at another."""
     way = contraction(left, groups)
     if way != "rows":
-        multiply = {
-            "pairs": _contraction.products_by_pairs,
-            "kernel": _contraction.products_by_kernel,
-        }[way]
         factors = _factors_of(left, groups)
-        return multiply(
-            factors, factors if right is left else _factors_of(right, groups)
-        )
+        others = factors if right is left else _factors_of(right, groups)
+        return _contraction.PRODUCTS[way](factors, others)
     if groups[0].uniform:
         x = [_blocks(left, groups)]
         y = x if right is left else [_blocks(right, groups)]

@@ -24,7 +24,7 @@ BLOCKS_PER_PARAMETER = 4
 
 
 class StructuredOperator(Operator):
-    """An operator whose products with another of the same plan need no rows.
+    """An operator whose products with another one need few rows, or none.
 
     `argnums` are the positions of the differentiated parameters among the inputs.
     """
@@ -38,13 +38,13 @@ class StructuredOperator(Operator):
         """What the passes leave, for a block of rows at a time."""
 
     def products(self, other: Operator) -> Float[Array, "m k"]:
-        if not isinstance(other, StructuredOperator) or (
-            (self.plan, self.argnums) != (other.plan, other.argnums)
-        ):
+        if not isinstance(other, StructuredOperator):
             return super().products(other)
         left = self.points()
         right = left if other is self else other.points()
-        return products_by_blocks(left, right, _groups.all_products)
+        same = (self.plan, self.argnums) == (other.plan, other.argnums)
+        multiply = _groups.all_products if same else _groups.products_across_plans
+        return products_by_blocks(left, right, multiply)
 
     def squared_norms(self) -> Float[Array, " m"]:
         return by_blocks(self.points(), _groups.squared_norms)

@@ -107,9 +107,16 @@ class Result(Node):
         return apply(*[node.value(inputs, memo) for node in self.operands])
 
 
-def input_node(position: int, is_parameter: bool) -> Node:
-    leaves = frozenset([position] if is_parameter else [])
-    return Input(leaves, (), ("input", position), position=position)
+def input_node(position: int, parameter: int | None) -> Node:
+    """An input, which is the parameter with this number or none.
+
+    The number is part of the key, because the same parameter may be at different
+    positions among the inputs of two functions.
+    """
+    if parameter is None:
+        return Input(frozenset(), (), ("input", position), position=position)
+    key = ("parameter", parameter)
+    return Input(frozenset([position]), (), key, position=position)
 
 
 def constant_node(array: Any) -> Node:

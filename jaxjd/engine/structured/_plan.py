@@ -91,13 +91,14 @@ def walk_through(
 ) -> tuple[list[Any], list[Any]]:
     """One walk through the function of one example: its losses, its other outputs."""
     values = []
+    parameters = {position: n for n, position in enumerate(argnums)}
     for position, array in enumerate(inputs):
-        is_parameter = position in argnums
+        parameter = parameters.get(position)
         # For a function of all losses, everything but the parameters is one example.
         shared = function.axes is not None and function.axes[position] is None
         node = None
-        if is_parameter or shared:
-            node = _node.input_node(position, is_parameter)
+        if parameter is not None or shared:
+            node = _node.input_node(position, parameter)
         values.append(Value(array, node, perturbed.get(position, array)))
     outputs = walk.run(function.jaxpr, values)
     losses = [walk.perturbed_array(v, "a loss") for v in outputs[: function.num_pieces]]
