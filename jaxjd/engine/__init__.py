@@ -9,6 +9,9 @@ Each is an `Operator` and a pytree. It works on flat lists of parameters and kno
 nothing of how parameters and losses are structured: that is `jaxjd.jacobian`.
 """
 
+from jaxjd.engine._features import Named as Named
+from jaxjd.engine._features import Split as Split
+from jaxjd.engine._features import named as named
 from jaxjd.engine._forwarded import forwarded as forwarded
 from jaxjd.engine._function import LossFunction as LossFunction
 from jaxjd.engine._function import trace as trace

@@ -74,9 +74,9 @@ class LossFunction:
         """The losses as `fun` returns them, from their pieces."""
         rest, leaves = list(pieces), []
         for aval in self.loss_avals:
-            flat = [rest.pop(0).ravel()]
+            flat = [jnp.ravel(rest.pop(0))]
             while sum(part.size for part in flat) < math.prod(aval.shape):
-                flat.append(rest.pop(0).ravel())
+                flat.append(jnp.ravel(rest.pop(0)))
             whole = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
             leaves.append(whole.reshape(aval.shape))
         return leaves
@@ -108,7 +108,7 @@ class LossFunction:
         return self.vectors(list(call(*inputs[len(consts) :]))[: self.num_pieces])
 
     def vectors(self, pieces: Sequence[Array]) -> list[Float[Array, " k"]]:
-        return [piece.astype(self.loss_dtype).ravel() for piece in pieces]
+        return [jnp.ravel(jnp.asarray(piece, self.loss_dtype)) for piece in pieces]
 
     def pieces(self, argnums: Sequence[int]) -> _pieces.Pieces:
         """Which losses are computed together, and which parameters they depend on."""

@@ -38,6 +38,22 @@ def evaluate(jaxpr: Any, eqn: Any, operands: Sequence[Any]) -> list[Array]:
     return list(jaxpr_as_fun(ClosedJaxpr(single, []))(*values.values()))
 
 
+def needed(jaxpr: Any, outputs: Sequence[Any]) -> tuple[Any, set[Any]]:
+    """The part of a jaxpr that these of its variables depend on, with them as outputs.
+
+    **Returns:** the jaxpr, with all the arguments of the given one, and the variables
+    that occur in it.
+    """
+    used = {v for v in outputs if not is_literal(v)}
+    eqns = []
+    for eqn in reversed(jaxpr.eqns):
+        if used.isdisjoint(eqn.outvars):
+            continue
+        eqns.append(eqn)
+        used.update(v for v in eqn.invars if not is_literal(v))
+    return jaxpr.replace(outvars=list(outputs), eqns=eqns[::-1]), used
+
+
 def called(eqn: Any) -> tuple[Any, Sequence[Any]]:
     """The jaxpr that an equation calls (or scans, or rematerialises), its constants."""
     return opened(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"])

@@ -231,8 +231,9 @@ def pullbacks(
 def _rows_of_piece(
     closed: Any, leaves: Sequence[Array], n: int, value: Array
 ) -> list[Float[Array, "k ..."] | None]:
-    needed = _slice(closed.jaxpr, n)
-    reached = [i for i, v in enumerate(closed.jaxpr.invars) if v in needed.invars]
+    needed, used = _jaxpr.needed(closed.jaxpr, closed.jaxpr.outvars[n : n + 1])
+    reached = [i for i, v in enumerate(closed.jaxpr.invars) if v in used]
+    needed = needed.replace(invars=[closed.jaxpr.invars[i] for i in reached])
     found: list[Any] = [None] * len(leaves)
     if reached:
         call = jaxpr_as_fun(ClosedJaxpr(needed, closed.consts))
@@ -250,20 +251,3 @@ def _rows_of_piece(
         for i, leaf in zip(reached, rows, strict=True):
             found[i] = leaf
     return found
-
-
-def _slice(jaxpr: Any, n: int) -> Any:
-    """The part of a jaxpr that output n depends on, with the arguments it needs."""
-    output = jaxpr.outvars[n]
-    needed = set() if _jaxpr.is_literal(output) else {output}
-    eqns = []
-    for eqn in reversed(jaxpr.eqns):
-        if needed.isdisjoint(eqn.outvars):
-            continue
-        eqns.append(eqn)
-        needed.update(v for v in eqn.invars if not _jaxpr.is_literal(v))
-    return jaxpr.replace(
-        invars=[v for v in jaxpr.invars if v in needed],
-        outvars=[output],
-        eqns=eqns[::-1],
-    )

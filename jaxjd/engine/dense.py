@@ -111,10 +111,10 @@ def stacked(leaves: Sequence[Array]) -> Dense:
 
 
 def pullback_at(
-    losses: Callable[[Sequence[Array]], Array],
+    losses: Callable[[Sequence[Array]], Any],
     inputs: Sequence[Array],
     argnums: Sequence[int],
-):
+) -> tuple[Any, Any]:
     """`jax.vjp` of a function of a list, with respect to some of its items."""
 
     def at(*point):

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxjd import engine
 from jaxjd._misuse import ExplainsItself, Guards, guards
 from jaxjd._typing import PyTree
+from jaxjd.jacobian._features import split_at
 from jaxjd.jacobian._layout import Losses, Parameters
 
 
@@ -36,6 +37,7 @@ class Jacobian(metaclass=ExplainsItself):
     _operator: engine.Operator
     _losses: Losses
     _parameters: Parameters
+    _named: engine.Named | None = None
     _guards: Guards = dataclasses.field(default_factory=guards)
 
     @property
@@ -140,6 +142,43 @@ class Jacobian(metaclass=ExplainsItself):
             self,
             _operator=self._operator.restrict(chosen),
             _parameters=dataclasses.replace(self._parameters, kept=kept),
+            _named=None if self._named is None else self._named.restrict(chosen),
+        )
+
+    def features(self, names: str | Sequence[str]) -> "Jacobian":
+        """The Jacobian with respect to values inside the function, not its parameters.
+
+        Its Gramian gives the weights of MGDA-UB, for far less than $J J^\\top$ costs
+        (Sener & Koltun, 2018, arXiv:1810.04650, section 3.3); `jaxjd.aggregate(
+        weighting, features=names)` does that. Several values count as independent of
+        one another: the Jacobian is that of the function from them to the losses.
+
+        **Arguments:**
+
+        - `names`: what `jax.ad_checkpoint.checkpoint_name(value, name)` names them in
+          the function, or several names. A name may be given to several values.
+
+        **Returns:** a Jacobian whose parameters are the list of these values, in the
+        order in which the function computes them.
+
+        **Raises:** `TypeError` if `names` are not strings, or name values that are not
+        floating-point arrays; `ValueError` if the function does not name them outside
+        of loops, branches and `jax.checkpoint`, or if it is written for one example:
+        then no two losses share a value.
+        """
+        return self._split(names)[0]
+
+    def _split(
+        self, names: str | Sequence[str]
+    ) -> tuple["Jacobian", Callable[[Float[Array, " m"]], PyTree]]:
+        """The Jacobian with respect to features, and `vjp` by a pass through them."""
+        split = split_at(self._named, names)
+        shapes = tuple(leaf.shape[1:] for leaf in split.jacobian.leaves)
+        structure = jax.tree.structure([0] * len(shapes))
+        parameters = Parameters(structure, shapes, tuple(range(len(shapes))))
+        of_features = Jacobian(split.jacobian, self._losses, parameters)
+        return of_features, lambda weights: self._parameters.unflatten(
+            split.vjp(weights)
         )
 
     def __repr__(self) -> str:
@@ -175,8 +214,10 @@ class Jacobian(metaclass=ExplainsItself):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Jacobian":
         # The function and the layout never change, so that they may be shared.
-        operator = jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self._operator)
-        return dataclasses.replace(self, _operator=operator)
+        operator, named = jax.tree.map(
+            lambda leaf: copy.deepcopy(leaf, memo), (self._operator, self._named)
+        )
+        return dataclasses.replace(self, _operator=operator, _named=named)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -187,23 +228,23 @@ class Jacobian(metaclass=ExplainsItself):
 
 
 def _flatten_with_keys(jacobian: Jacobian) -> tuple[Any, Any]:
-    names = ("_guards", "_operator")
+    names = ("_guards", "_operator", "_named")
     children, static = _flatten(jacobian)
     keys = map(GetAttrKey, names)
     return tuple(zip(keys, children, strict=True)), static
 
 
 def _flatten(jacobian: Jacobian) -> tuple[Any, Any]:
-    children = jacobian._guards, jacobian._operator
+    children = jacobian._guards, jacobian._operator, jacobian._named
     return children, (jacobian._losses, jacobian._parameters)
 
 
 def _unflatten(static: Any, children: Any) -> Jacobian:
-    (found, operator), (losses, parameters) = children, static
+    (found, operator, named), (losses, parameters) = children, static
     # JAX also unflattens with placeholders in the places of children.
     if isinstance(found, Guards):
         found = found.renewed()
-    return Jacobian(operator, losses, parameters, found)
+    return Jacobian(operator, losses, parameters, named, found)
 
 
 jax.tree_util.register_pytree_with_keys(

@@ -136,7 +136,8 @@ def value_and_jac(
         found = trace(fun, argnums, in_axes, has_aux, args, kwargs)
         chosen = choose_method(found, method, chunk_size, contraction)
         rows, (loss_leaves, aux_leaves) = evaluate(found, chosen, chunk_size)
-        jacobian = Jacobian(rows, found.losses, found.parameters)
+        named = engine.named(found.function, found.inputs, found.positions)
+        jacobian = Jacobian(rows, found.losses, found.parameters, named)
         values = jax.tree.unflatten(found.losses.structure, loss_leaves)
         if has_aux:
             values = values, jax.tree.unflatten(found.aux_structure, aux_leaves)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, ParamSpec
 
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ def aggregate(
     weighting: Weighting | Callable[[Float[Array, "m m"]], Float[Array, " m"]],
     *,
     wrt: PyTree[bool] | Callable[[optax.Params], PyTree[bool]] | None = None,
+    features: str | Sequence[str] | None = None,
 ) -> aggregating.Aggregator:
     r"""Replace a Jacobian by the combination of its rows that a weighting chooses.
 
@@ -52,17 +53,31 @@ def aggregate(
     - `wrt`: a pytree of bools like the parameters or a prefix of them, or a function
       from the parameters to one. The weights then come from the Gramian of the chosen
       parameters only, and are applied to all of them: partial Jacobian descent.
+    - `features`: the name of values that the losses share, or several names. The
+      weights then come from the Gramian with respect to these values, and one backward
+      pass takes them through what lies before: MGDA-UB, for any weighting. In the
+      function, name a value by `h = jax.ad_checkpoint.checkpoint_name(h, "features")`;
+      see [`jaxjd.Jacobian.features`][]. The promise of the weighting then holds for the
+      losses as functions of the features: if the features could move freely, no loss
+      would increase. It does not hold for parameters, which move all features at once,
+      nor for parameters that several losses share behind the features.
 
     **Raises:** `TypeError` if `weighting` is neither a weighting nor a function of a
-    Gramian. When `update` is traced, `TypeError` if it gets neither a Jacobian nor
-    arrays; `ValueError` if the arrays do not have the shapes of the parameters behind
-    one leading axis (an ordinary gradient), if a part of the parameters was masked out
-    by `optax.masked` or `optax.partition` (use [`jaxjd.partition`][]), or if the
-    weighting does not return m weights.
+    Gramian; `ValueError` if both `wrt` and `features` are given. When `update` is
+    traced, `TypeError` if it gets neither a Jacobian nor arrays; `ValueError` if the
+    arrays do not have the shapes of the parameters behind one leading axis (an ordinary
+    gradient), if a part of the parameters was masked out by `optax.masked` or
+    `optax.partition` (use [`jaxjd.partition`][]), if the weighting does not return m
+    weights, or if the function does not name the features.
 
-    **Reference:** Quinton & Rey (2024), arXiv:2406.16232, section 2.2.
+    **References:** Quinton & Rey (2024), arXiv:2406.16232, section 2.2; for `features`
+    Sener & Koltun (2018), arXiv:1810.04650, section 3.3.
     """
     check_aggregated(weighting)
+    if wrt is not None and features is not None:
+        raise ValueError(
+            "`wrt` and `features` both say where the weights come from. Give one."
+        )
 
     def init_fn(params: optax.Params) -> AggregateState:
         del params
@@ -79,9 +94,11 @@ def aggregate(
     ) -> tuple[optax.Updates, AggregateState]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
-        chosen = jacobian
+        chosen, vjp = jacobian, jacobian.vjp
         if wrt is not None:
             chosen = jacobian.restrict(resolved(wrt, needed(params)))
+        elif features is not None:
+            chosen, vjp = jacobian._split(features)
         gramian = chosen.gramian()
         if isinstance(weighting, Weighting):
             weights, weighting_state = weighting.update(
@@ -99,7 +116,7 @@ def aggregate(
                 f"`weighting` must return one weight for each of the "
                 f"{jacobian.num_losses} losses. Got shape {jnp.shape(weights)}."
             )
-        return jacobian.vjp(weights), AggregateState(weighting_state)
+        return vjp(weights), AggregateState(weighting_state)
 
     return aggregating.Aggregator(init_fn, update_fn)
 
