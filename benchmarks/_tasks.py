@@ -168,8 +168,8 @@ def vectorised(m: int) -> Tasks:
         "trunk": dense_layers(keys[0], (64, 256, 256)),
         "heads": jax.tree.map(lambda *x: jnp.stack(x), *heads(m, 256, 1)),
     }
-    x = jax.random.normal(keys[1], (256, 64))
-    targets = jax.random.normal(keys[2], (m, 256))
+    x = jax.random.normal(keys[1], (512, 64))
+    targets = jax.random.normal(keys[2], (m, 512))
     shared = Shared(mlp, regress, True)
     return trunk_and_heads("one vmap", params, shared, x, targets)
 

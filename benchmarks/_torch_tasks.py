@@ -102,12 +102,12 @@ def mlp_trunk(m: int) -> Tasks:
 
 def vectorised(m: int) -> Tasks:
     trunk = dense_layers((64, 256, 256), nn.ReLU)
-    targets = torch.randn(m, 256)
-    return trunk_and_heads(trunk, heads(m, 256, 1), torch.randn(256, 64), targets)
+    targets = torch.randn(m, 512)
+    return trunk_and_heads(trunk, heads(m, 256, 1), torch.randn(512, 64), targets)
 
 
 def cnn_trunk(m: int) -> Tasks:
-    trunk = Cnn()[:-3]
+    trunk = nn.Sequential(*list(Cnn())[:-3])
     labels = torch.randint(10, (m, 64))
     return trunk_and_heads(
         trunk, heads(m, 1024, 10), torch.randn(64, 3, 32, 32), labels
