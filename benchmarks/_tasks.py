@@ -221,7 +221,6 @@ ROWS: list[tuple[Callable[..., Tasks], tuple[int, ...]]] = [
     (physics, ()),
     (agent, (10,)),
     (mlp_trunk, (2,)),
-    (mlp_trunk, (4,)),
     (mlp_trunk, (8,)),
     (mlp_trunk, (16,)),
     (mlp_trunk, (32,)),

@@ -44,8 +44,8 @@ def paired(
     What slows the machine down for a while then slows both. Each runs twice, and the
     second run counts: in training a step follows a step like itself, with the same
     arrays in the cache and the same pages of memory. A contender must be compiled
-    already, and must return only when its work is done. One that takes over half a
-    second takes part in the first three rounds only.
+    already, and must return only when its work is done. One that takes over a fifth of
+    a second takes part in the first five rounds only.
     """
 
     def run(name: str) -> float:
@@ -58,7 +58,7 @@ def paired(
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
     for number in range(rounds):
         for name in others:
-            if number < 3 or pairs[name][0][1] <= 0.5:
+            if number < 5 or pairs[name][0][1] <= 0.2:
                 pairs[name].append((run(baseline), run(name)))
     found = {
         name: Timing(

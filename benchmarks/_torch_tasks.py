@@ -24,11 +24,15 @@ from benchmarks._torch_models import Block, Cnn
 
 
 class Tasks(NamedTuple):
-    """`losses()` returns the m losses, and the features if there is a trunk."""
+    """`losses()` returns the m losses, and the features if there is a trunk.
+
+    `vectorised`: whether the losses share more operations than those of the trunk.
+    """
 
     losses: Callable[[], tuple[list[torch.Tensor], torch.Tensor | None]]
     shared: Sequence[nn.Parameter]
     own: Sequence[nn.Parameter]
+    vectorised: bool = False
 
 
 def dense_layers(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
@@ -78,8 +82,6 @@ def trunk_and_heads(
     trunk: nn.Module, heads: nn.ModuleList, x: torch.Tensor, labels: torch.Tensor
 ) -> Tasks:
     def loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        if wanted.is_floating_point():
-            return (logits[:, 0] - wanted).square().mean()
         return functional.cross_entropy(logits.movedim(-1, 1), wanted)
 
     def losses() -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -101,9 +103,15 @@ def mlp_trunk(m: int) -> Tasks:
 
 
 def vectorised(m: int) -> Tasks:
-    trunk = dense_layers((64, 256, 256), nn.ReLU)
-    targets = torch.randn(m, 512)
-    return trunk_and_heads(trunk, heads(m, 256, 1), torch.randn(512, 64), targets)
+    trunk, head = dense_layers((64, 256, 256), nn.ReLU), nn.Linear(256, m)
+    x, targets = torch.randn(512, 64), torch.randn(512, m)
+
+    def losses() -> tuple[list[torch.Tensor], torch.Tensor]:
+        features = trunk(x)
+        errors = (head(features) - targets).square().mean(0)
+        return list(errors.unbind()), features
+
+    return Tasks(losses, list(trunk.parameters()), list(head.parameters()), True)
 
 
 def cnn_trunk(m: int) -> Tasks:
@@ -163,7 +171,12 @@ def torch_steps(tasks: Tasks) -> dict[str, Callable[[], Any]]:
             if features is None:
                 autojac.backward(losses, parallel_chunk_size=size)
             else:
-                autojac.mtl_backward(losses, features, parallel_chunk_size=size)
+                autojac.mtl_backward(
+                    losses,
+                    features,
+                    retain_graph=tasks.vectorised,
+                    parallel_chunk_size=size,
+                )
             autojac.jac_to_grad(tasks.shared, UPGrad())
 
         return backward

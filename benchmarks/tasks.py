@@ -370,9 +370,9 @@ def main() -> None:
             continue
         if arguments.quick and tasks.m > 10:
             continue
-        row = measure(tasks, 5 if arguments.quick else 11)
+        row = measure(tasks, 3 if arguments.quick else 9)
         if arguments.torchjd:
-            row["torchjd"] = measure_torchjd(tasks, 5)
+            row["torchjd"] = measure_torchjd(tasks, 3 if arguments.quick else 5)
         results.append(row)
         print(table([row]).splitlines()[-1], flush=True)
         # Save after each row, so that a run that is cut short loses nothing.
