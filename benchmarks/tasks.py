@@ -49,6 +49,7 @@ folder `results` beside this file.
 
 import argparse
 import json
+import pathlib
 import subprocess
 import sys
 import time
@@ -311,22 +312,26 @@ COLUMNS = (
 )
 
 
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    """The ratios of a row: to the step along the sum, each in its own framework."""
+    torch = row.get("torchjd")
+    return {
+        **row["ratios"],
+        "bound": row["bound"],
+        **({"TorchJD": torch["TorchJD"] / torch["SGD"]} if torch else {}),
+    }
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Write a Markdown table of ratios to the step along the sum."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in results:
-        torch = row.get("torchjd")
-        numbers = {
-            **row["ratios"],
-            "bound": row["bound"],
-            "TorchJD": torch and torch["TorchJD"] / torch["SGD"],
-        }
         cells = [f"{row['tasks']}, {row['m']}", f"{1e3 * row['seconds']['SGD']:.1f}"]
         for column in COLUMNS[2:]:
             if column == "auto is":
                 cells.append(row["method"])
             else:
-                number = numbers.get(column)
+                number = numbers(row).get(column)
                 cells.append("-" if number is None else f"{number:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -354,6 +359,48 @@ def costs_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+# What the picture shows: the columns, as its legend names them.
+DRAWN = {
+    "auto": "jaxjd",
+    "by hand": "one jax.grad per loss",
+    "TorchJD": "TorchJD / SGD in torch",
+    "features, by hand": "weights from the features, by hand",
+}
+
+
+def draw(results: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draw the ratios of every row, and where the bounds are."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    width = 0.8 / len(DRAWN)
+    for n, (column, label) in enumerate(DRAWN.items()):
+        found = {
+            place + n * width: numbers(row)[column]
+            for place, row in enumerate(results)
+            if column in numbers(row)
+        }
+        if found:
+            places, ratios = list(found), list(found.values())
+            axes.bar(places, ratios, width, align="edge", label=label)
+    starts = list(range(len(results)))
+    ends = [start + 0.8 for start in starts]
+    bounds = [row["bound"] for row in results]
+    axes.hlines(bounds, starts, ends, "black", "dotted", label="bound")
+    axes.axhline(1, color="gray", linewidth=0.5)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    labels = [f"{row['tasks']}\n{row['m']}".replace(" trunk", "") for row in results]
+    axes.set_xticks([start + 0.4 for start in starts], labels, fontsize=8)
+    axes.set_ylabel("time of a step / time of a step\nalong the sum of the losses")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, few rows")
@@ -372,13 +419,14 @@ def main() -> None:
             continue
         row = measure(tasks, 3 if arguments.quick else 9)
         if arguments.torchjd:
-            row["torchjd"] = measure_torchjd(tasks, 3 if arguments.quick else 5)
+            row["torchjd"] = measure_torchjd(tasks, 3)
         results.append(row)
         print(table([row]).splitlines()[-1], flush=True)
         # Save after each row, so that a run that is cut short loses nothing.
         record = {"machine": on, "rows": results}
         text = "\n\n".join([on, table(results), costs_table(results)])
         save(FOLDER, "tasks", text, record)
+    draw(results, FOLDER / "tasks.png")
     print(text)
 
 
