@@ -33,16 +33,22 @@ class Mlp(nn.Module):
         return nn.Dense(10)(x)
 
 
-class Cnn(nn.Module):
-    """Three convolutions with group normalisation, each halving the image."""
+def convolutions(x):
+    """Three convolutions with group normalisation, each halving the image.
 
+    To be called inside the module that gets their parameters.
+    """
+    for width in (32, 64, 64):
+        x = nn.Conv(width, (3, 3))(x)
+        x = nn.relu(nn.GroupNorm(num_groups=8)(x))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+    return x
+
+
+class Cnn(nn.Module):
     @nn.compact
     def __call__(self, x):
-        for width in (32, 64, 64):
-            x = nn.Conv(width, (3, 3))(x)
-            x = nn.relu(nn.GroupNorm(num_groups=8)(x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(128)(x.reshape(-1)))
+        x = nn.relu(nn.Dense(128)(convolutions(x).reshape(-1)))
         return nn.Dense(10)(x)
 
 
