@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import jax
-
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine.structured import _node
 from jaxjd.engine.structured._contraction import Choice
@@ -110,7 +108,7 @@ def plan(
     argnums: Sequence[int],
     choices: Sequence[Choice] | None = None,
 ) -> Plan:
-    """Find the uses of parameters, by a walk on abstract values.
+    """Find the uses of parameters, by a walk that evaluates nothing.
 
     **Arguments:**
 
@@ -119,10 +117,9 @@ def plan(
     """
     if choices is None:
         choices = ("auto",) * len(argnums)
-    avals = [v.aval for v in (*function.jaxpr.constvars, *function.jaxpr.invars)]
-    inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    inputs = [v.aval for v in (*function.jaxpr.constvars, *function.jaxpr.invars)]
     uses, _, found_direct = explore(
-        lambda walk, *args: walk_through(function, argnums, args, {}, walk), (), *inputs
+        lambda walk: walk_through(function, argnums, inputs, {}, walk), ()
     )
     direct = {leaf: frozenset(reasons) for leaf, reasons in found_direct.items()}
     choice_of = dict(zip(argnums, choices, strict=True))

@@ -23,8 +23,11 @@ example. There are two ways to get the gradient of p:
 Each path from a parameter to the loss leads through exactly one perturbation, so the
 gradients of all uses and the direct one add up to the whole gradient.
 
-A walk is taken twice. The first one, on abstract values, finds the uses, hence the
-shapes of the perturbations. The second one is differentiated with respect to them.
+A walk is taken twice. The first one finds the uses, hence the shapes of the
+perturbations. It evaluates nothing, because the jaxpr already says which shapes its
+values have: in place of an array it has anything with a shape and a dtype. The second
+walk evaluates the function, which is then differentiated with respect to the
+perturbations.
 """
 
 import dataclasses
@@ -34,6 +37,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxjd.engine import _jaxpr
@@ -59,7 +63,8 @@ class Origin(NamedTuple):
 class Value:
     """A value in the walk. It is hashed by identity.
 
-    - `array`: the value itself, for parameters that are not perturbed.
+    - `array`: the value itself, for parameters that are not perturbed. In a first walk,
+      its shape and dtype.
     - `node`: which function of the inputs it is, if it is shared; None if it is of the
       example. All perturbations of the latter are in `array` already.
     - `perturbed`: a shared value for perturbed parameters, if `origin` is None: an
@@ -112,7 +117,7 @@ def _perturb_jvp(primals, tangents):
 
 
 class Walk:
-    """One evaluation of a jaxpr, and all that it finds.
+    """One walk through a jaxpr, and all that it finds.
 
     `perturbations` holds one array for each use, in the order in which they are found.
     Without it, this is a first walk. `levels` are the scans around the jaxpr.
@@ -127,10 +132,11 @@ class Walk:
         perturbations: Sequence[Array] | None = None,
         levels: tuple[Level, ...] = (),
     ):
-        self.perturbations = perturbations
+        self.is_first = perturbations is None
+        self.perturbations = perturbations or []
         self.levels = levels
         self.uses: list[Use] = []
-        self.recorded: list[Array] = []
+        self.recorded: list[Any] = []
         self.places: dict[Value, int] = {}
         self.direct: dict[int, set[str]] = {}
         # Shared values for perturbed parameters, each computed once per walk. A second
@@ -144,7 +150,7 @@ class Walk:
 
         def read(variable):
             if _jaxpr.is_literal(variable):
-                return constant(variable.val)
+                return literal(variable)
             return values[variable]
 
         for eqn in jaxpr.eqns:
@@ -160,9 +166,9 @@ class Walk:
             jaxpr, consts = _jaxpr.called(eqn)
             return self.run(jaxpr, [*map(constant, consts), *operands])
         if all(value.node is not None for value in operands):
-            return shared_equation(jaxpr, eqn, operands)
+            return self.shared_equation(jaxpr, eqn, operands)
         if not any(value.has_gradient for value in operands):
-            return example(_jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands]))
+            return example(self.evaluate(jaxpr, eqn, [v.array for v in operands]))
         # Parameters and the example are operands of the same equation.
         if name == "scan":
             return self.scan(eqn, operands)
@@ -177,12 +183,28 @@ class Walk:
     ) -> list[Value]:
         """A parameter acts on the example in a primitive without a body."""
         if not any(_jaxpr.is_differentiable(v.aval) for v in eqn.outvars):
-            return example(_jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands]))
+            return example(self.evaluate(jaxpr, eqn, [v.array for v in operands]))
         result = self.apply_rule(jaxpr, eqn, operands)
         if result is not None:
             return example([result])
         arrays = [self.perturbed_array(v, eqn.primitive.name) for v in operands]
-        return example(_jaxpr.evaluate(jaxpr, eqn, arrays))
+        return example(self.evaluate(jaxpr, eqn, arrays))
+
+    def evaluate(self, jaxpr: Any, eqn: Any, arrays: Sequence[Any]) -> list[Any]:
+        if self.is_first:
+            return [variable.aval for variable in eqn.outvars]
+        return _jaxpr.evaluate(jaxpr, eqn, arrays)
+
+    def shared_equation(
+        self, jaxpr: Any, eqn: Any, operands: list[Value]
+    ) -> list[Value]:
+        """An equation that no example touches."""
+        nodes = _node.result_nodes(jaxpr, eqn, [v.node for v in operands if v.node])
+        arrays = self.evaluate(jaxpr, eqn, [v.array for v in operands])
+        return [
+            Value(array, node, origin=Origin(jaxpr, eqn, operands, index))
+            for index, (array, node) in enumerate(zip(arrays, nodes, strict=True))
+        ]
 
     def apply_rule(self, jaxpr: Any, eqn: Any, operands: list[Value]) -> Array | None:
         """The perturbed result of an equation, or None if no rule fits it."""
@@ -193,7 +215,7 @@ class Walk:
             return None
         node = operands[places[0]].node
         assert node is not None
-        (result,) = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
+        (result,) = self.evaluate(jaxpr, eqn, [v.array for v in operands])
         shape = (*(level.length for level in self.levels), *result.shape)
         perturbation = jax.ShapeDtypeStruct(shape, result.dtype)
         others = [v for n, v in enumerate(operands) if n != places[0]]
@@ -207,8 +229,8 @@ class Walk:
             bilinear,
             perturbation,
         )
-        (perturbation,) = self.perturbations_of([use])
-        return perturb(result, perturbation)
+        perturbations = self.perturbations_of([use])
+        return result if self.is_first else perturb(result, perturbations[0])
 
     def record(self, operand: Value) -> int:
         """Where an operand is among those recorded."""
@@ -220,19 +242,14 @@ class Walk:
         return self.places[operand]
 
     def perturbations_of(self, uses: Sequence[Use]) -> list[Array]:
-        """Note uses, and return the perturbations of their results."""
+        """Note uses, and return the perturbations of their results.
+
+        A first walk has none.
+        """
         first = len(self.uses)
         self.uses.extend(uses)
-        if self.perturbations is not None:
-            # The second walk meets the same uses in the same order as the first.
-            return list(self.perturbations[first : len(self.uses)])
-        # `perturbation` has the axes of all scans around the use. In the body of a scan
-        # they are gone already: an iteration sees its slice.
-        depth = len(self.levels)
-        return [
-            jnp.zeros(use.perturbation.shape[depth:], use.perturbation.dtype)
-            for use in uses
-        ]
+        # The second walk meets the same uses in the same order as the first.
+        return list(self.perturbations[first : len(self.uses)])
 
     def perturbed_array(self, value: Value, reason: str) -> Array:
         """What an equation without a rule takes: computed from perturbed parameters."""
@@ -256,7 +273,26 @@ class Walk:
         if result is not None:
             return result
         arrays = [self.perturbed_array(operand, reason) for operand in operands]
-        return _jaxpr.evaluate(jaxpr, eqn, arrays)[index]
+        return self.evaluate(jaxpr, eqn, arrays)[index]
+
+    def enter_body(
+        self, findings: "Findings", lengths: tuple[int, ...] = ()
+    ) -> list[Array]:
+        """Note what a first walk through a body has found, and return perturbations.
+
+        What the body records has further leading axes of these lengths. Until it is
+        known, its shapes stand among the recorded operands.
+        """
+        first = len(self.recorded)
+        self.recorded.extend(
+            jax.ShapeDtypeStruct((*lengths, *x.shape), x.dtype)
+            for x in findings.recorded
+        )
+        uses = [
+            dataclasses.replace(use, others=tuple(first + n for n in use.others))
+            for use in findings.uses
+        ]
+        return self.perturbations_of(uses)
 
     def leave_body(
         self, body: "Walk", results: Sequence[Value], reason: str
@@ -330,27 +366,29 @@ class Walk:
         ]
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), slices)
         findings = explore(step, levels, first, one)
-        perturbations = self.perturbations_of(
-            shifted(findings.uses, len(self.recorded))
-        )
+        place = len(self.recorded)
+        perturbations = self.enter_body(findings, (level.length,))
 
         def with_perturbations(carry, xs):
             return step(Walk(xs[1], levels), carry, xs[0])
 
-        carry, (stacked, recorded) = jax.lax.scan(
-            with_perturbations,
-            first,
-            (slices, perturbations),
-            length=level.length,
-            reverse=eqn.params["reverse"],
-            unroll=eqn.params["unroll"],
-        )
-        self.recorded.extend(recorded)
-        unchanged = [
-            value if array is None else Value(array)
-            for value, array in zip(init, carry, strict=True)
+        if self.is_first:
+            avals = [variable.aval for variable in eqn.outvars]
+            carry, stacked = avals[:num_carry], avals[num_carry:]
+        else:
+            carry, (stacked, self.recorded[place:]) = jax.lax.scan(
+                with_perturbations,
+                first,
+                (slices, perturbations),
+                length=level.length,
+                reverse=eqn.params["reverse"],
+                unroll=eqn.params["unroll"],
+            )
+        carried = [
+            Value(array) if changed else value
+            for value, array, changed in zip(init, carry, changes, strict=True)
         ]
-        return [*unchanged, *example(stacked)]
+        return [*carried, *example(stacked)]
 
     def cond(self, eqn: Any, operands: list[Value]) -> list[Value]:
         """The same branches, each with its own perturbations and records."""
@@ -365,10 +403,10 @@ class Walk:
             explore(functools.partial(branch, jaxpr=jaxpr, consts=consts), self.levels)
             for jaxpr, consts in branches
         ]
-        perturbations, first = [], len(self.recorded)
-        for of_branch in findings:
-            perturbations.append(self.perturbations_of(shifted(of_branch.uses, first)))
-            first += len(of_branch.recorded)
+        place = len(self.recorded)
+        perturbations = [self.enter_body(of_branch) for of_branch in findings]
+        if self.is_first:
+            return example([variable.aval for variable in eqn.outvars])
 
         def one_of_all(n):
             # All branches return what each of them records; it is zero, as is its
@@ -387,7 +425,7 @@ class Walk:
         results, recorded = jax.lax.switch(
             index.array, [one_of_all(n) for n in range(len(branches))]
         )
-        self.recorded.extend(operand for branch in recorded for operand in branch)
+        self.recorded[place:] = [operand for branch in recorded for operand in branch]
         return example(results)
 
     def remat(self, eqn: Any, operands: list[Value]) -> list[Value]:
@@ -401,67 +439,46 @@ class Walk:
             results = walk.run(jaxpr, [*map(constant, consts), *operands])
             return self.leave_body(walk, results, "remat (returned)"), walk.recorded
 
-        findings = explore(body, self.levels)
-        results, recorded = jax.checkpoint(
+        place = len(self.recorded)
+        perturbations = self.enter_body(explore(body, self.levels))
+        if self.is_first:
+            return example([variable.aval for variable in eqn.outvars])
+        results, self.recorded[place:] = jax.checkpoint(
             lambda perturbations: body(Walk(perturbations, self.levels)),
             prevent_cse=eqn.params["prevent_cse"],
             policy=eqn.params["policy"],
-        )(self.perturbations_of(shifted(findings.uses, len(self.recorded))))
-        self.recorded.extend(recorded)
+        )(perturbations)
         return example(results)
 
 
 class Findings(NamedTuple):
-    """What a first walk finds: `Walk.uses`, `.recorded` (abstract) and `.direct`."""
+    """What a first walk finds: `Walk.uses`, `.recorded` and `.direct`."""
 
     uses: list[Use]
-    recorded: list[jax.ShapeDtypeStruct]
+    recorded: list[Any]
     direct: dict[int, set[str]]
 
 
 def explore(
     body: Callable[..., Any], levels: tuple[Level, ...], *operands: Any
 ) -> Findings:
-    """A first walk through `body(walk, *operands)`, on abstract values."""
-    uses: list[Use] = []
-    direct: dict[int, set[str]] = {}
-
-    def explored(*operands: Any) -> list[Array]:
-        # The walk holds tracers, so it must not outlive this function.
-        walk = Walk(levels=levels)
-        body(walk, *operands)
-        uses.extend(walk.uses)
-        direct.update(walk.direct)
-        return walk.recorded
-
-    recorded = jax.eval_shape(explored, *operands)
-    return Findings(uses, recorded, direct)
-
-
-def shifted(uses: Sequence[Use], first: int) -> list[Use]:
-    """Uses whose operands are recorded from position `first` on."""
-    return [
-        dataclasses.replace(use, others=tuple(first + n for n in use.others))
-        for use in uses
-    ]
+    """A first walk through `body(walk, *operands)`, which evaluates nothing."""
+    walk = Walk(levels=levels)
+    body(walk, *operands)
+    return Findings(walk.uses, walk.recorded, walk.direct)
 
 
 def constant(array: Any) -> Value:
     return Value(array, _node.constant_node(array), array)
 
 
-def example(arrays: Sequence[Array]) -> list[Value]:
+def literal(variable: Any) -> Value:
+    array = np.asarray(variable.val, variable.aval.dtype)
+    return Value(array, _node.constant_node(variable.val), array)
+
+
+def example(arrays: Sequence[Any]) -> list[Value]:
     return [Value(array) for array in arrays]
-
-
-def shared_equation(jaxpr: Any, eqn: Any, operands: list[Value]) -> list[Value]:
-    """An equation that no example touches."""
-    nodes = _node.result_nodes(jaxpr, eqn, [v.node for v in operands if v.node])
-    arrays = _jaxpr.evaluate(jaxpr, eqn, [v.array for v in operands])
-    return [
-        Value(array, node, origin=Origin(jaxpr, eqn, operands, index))
-        for index, (array, node) in enumerate(zip(arrays, nodes, strict=True))
-    ]
 
 
 def recompute_perturbed(value: Value, memo: dict[Value, Array] | None = None) -> Array:
