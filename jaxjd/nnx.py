@@ -66,6 +66,7 @@ def value_and_jac(
     method: jacobian.Method = "auto",
     chunk_size: int | None = None,
     contraction: Any = "auto",
+    memory: int = jacobian.MEMORY,
 ) -> Callable[P, tuple[L, Jacobian]]: ...
 @overload
 def value_and_jac(
@@ -78,6 +79,7 @@ def value_and_jac(
     method: jacobian.Method = "auto",
     chunk_size: int | None = None,
     contraction: Any = "auto",
+    memory: int = jacobian.MEMORY,
 ) -> Callable[P, tuple[tuple[L, A], Jacobian]]: ...
 @overload
 def value_and_jac(
@@ -90,6 +92,7 @@ def value_and_jac(
     method: jacobian.Method = "auto",
     chunk_size: int | None = None,
     contraction: Any = "auto",
+    memory: int = jacobian.MEMORY,
 ) -> Callable[P, tuple[Any, Jacobian]]: ...
 def value_and_jac(
     fun: Callable[..., Any],
@@ -101,6 +104,7 @@ def value_and_jac(
     method: jacobian.Method = "auto",
     chunk_size: int | None = None,
     contraction: Any = "auto",
+    memory: int = jacobian.MEMORY,
 ) -> Callable[..., tuple[Any, Jacobian]]:
     """Evaluate the losses of an nnx model and their Jacobian: `nnx.value_and_grad`.
 
@@ -114,7 +118,7 @@ def value_and_jac(
     - `argnums`: the position of the model.
     - `wrt`: the type of the variables to differentiate, the same that is given to
       `nnx.Optimizer`.
-    - `in_axes`, `has_aux`, `method`, `chunk_size`, `contraction`: as in
+    - `in_axes`, `has_aux`, `method`, `chunk_size`, `contraction`, `memory`: as in
       [`jaxjd.value_and_jac`][].
 
     **Returns:** a function that takes the arguments of `fun`, keyword arguments too,
@@ -139,6 +143,7 @@ def value_and_jac(
             method=method,
             chunk_size=chunk_size,
             contraction=contraction,
+            memory=memory,
         )(*pure.args, **kwargs)
         if pure.in_axes is not None:
             # Keys were made per example, counts are the same for all.
@@ -160,6 +165,7 @@ def explain(
     method: jacobian.Method = "auto",
     chunk_size: int | None = None,
     contraction: Any = "auto",
+    memory: int = jacobian.MEMORY,
 ) -> Callable[P, jacobian.Explanation]:
     """Say what [`jaxjd.nnx.value_and_jac`][] does, as [`jaxjd.explain`][] does.
 
@@ -183,6 +189,7 @@ def explain(
             method=method,
             chunk_size=chunk_size,
             contraction=contraction,
+            memory=memory,
         )(*pure.args, **kwargs)
 
     return explain_fun

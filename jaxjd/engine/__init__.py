@@ -29,5 +29,6 @@ from jaxjd.engine.structured import Structured as Structured
 from jaxjd.engine.structured import Table as Table
 from jaxjd.engine.structured import explain as explain
 from jaxjd.engine.structured import plan as plan
-from jaxjd.engine.structured import saves_memory as saves_memory
 from jaxjd.engine.structured import structured as structured
+from jaxjd.engine.structured import with_rows as with_rows
+from jaxjd.engine.structured import without_rows as without_rows

@@ -11,6 +11,7 @@ from jaxjd.jacobian._layout import Losses as Losses
 from jaxjd.jacobian._layout import Parameters as Parameters
 from jaxjd.jacobian._layout import Source as Source
 from jaxjd.jacobian._layout import as_prefix as as_prefix
+from jaxjd.jacobian._value_and_jac import MEMORY as MEMORY
 from jaxjd.jacobian._value_and_jac import explain as explain
 from jaxjd.jacobian._value_and_jac import jac as jac
 from jaxjd.jacobian._value_and_jac import value_and_jac as value_and_jac

@@ -31,6 +31,13 @@ def check_chunk_size(chunk_size: int | None) -> None:
         raise ValueError(f"`chunk_size` must be at least 1. Got {chunk_size}.")
 
 
+def check_memory(memory: int) -> None:
+    if isinstance(memory, bool) or not isinstance(memory, int | np.integer):
+        raise TypeError(f"`memory` must be an integer, in bytes. Got {memory!r}.")
+    if memory < 0:
+        raise ValueError(f"`memory` must not be negative. Got {memory}.")
+
+
 def as_choices(
     contraction: PyTree[engine.Choice], parameters: Parameters
 ) -> list[engine.Choice]:

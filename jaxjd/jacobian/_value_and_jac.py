@@ -19,6 +19,7 @@ from jaxjd.jacobian._checks import (
     check_chunk_size,
     check_in_axes,
     check_losses,
+    check_memory,
     check_method,
     explained,
     split_aux,
@@ -31,6 +32,8 @@ P = ParamSpec("P")
 L = TypeVar("L")  # Losses: an array or a pytree of arrays.
 A = TypeVar("A")  # Auxiliary output.
 
+MEMORY = 2**30
+
 
 @overload
 def value_and_jac(
@@ -42,6 +45,7 @@ def value_and_jac(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[P, tuple[L, Jacobian]]: ...
 @overload
 def value_and_jac(
@@ -53,6 +57,7 @@ def value_and_jac(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[P, tuple[tuple[L, A], Jacobian]]: ...
 @overload
 def value_and_jac(
@@ -64,6 +69,7 @@ def value_and_jac(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[P, tuple[Any, Jacobian]]: ...
 def value_and_jac(
     fun: Callable[..., Any],
@@ -74,6 +80,7 @@ def value_and_jac(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[..., tuple[Any, Jacobian]]:
     """Evaluate a vector of losses and its Jacobian, as `jax.value_and_grad` does one.
 
@@ -97,10 +104,10 @@ def value_and_jac(
       products and combinations of rows follow; see [`jaxjd.explain`][]. `"chunked"`
       computes rows when they are needed. `"dense"` computes all m rows and keeps them.
       `"auto"` is `"structured"` for functions of one example. For functions that return
-      all the losses it is `"structured"` if the parameters outweigh the activations,
-      `"dense"` if the activations outweigh the rows, and else, or with a `chunk_size`,
-      `"chunked"`. Losses that such a function computes apart, as tasks or terms, are
-      pulled back apart: each through what it depends on, and nothing else.
+      all the losses it is `"chunked"` with a `chunk_size`, and else `"dense"` or
+      `"structured"`: whichever takes less time, by operations and bytes. Losses that
+      such a function computes apart, as tasks or terms, are pulled back apart: each
+      through what it depends on, and nothing else.
     - `chunk_size`: how many rows, or the activations of how many losses, may be in
       memory at once; by default all. Never less than two rows, as two are needed to
       compare them, nor less than one example. Smaller needs less memory and more time:
@@ -112,6 +119,10 @@ def value_and_jac(
       an example share; `"auto"`, the cheapest by operations and bytes. A pytree like
       the parameters or a prefix of them. A parameter that has only one way, as a bias
       has, keeps it. Anything but `"auto"` makes the method `"structured"`.
+    - `memory`: how many bytes `"auto"` may keep until the weights are known, beside the
+      activations, in a function that returns all the losses: the rows of `"dense"`, or
+      the cotangents of `"structured"`. By default 1 GiB. If only the slower method
+      fits, it is taken; if neither does, the one that needs less.
 
     **Returns:** a function that takes the arguments of `fun` and returns the losses
     (or the pair of losses and auxiliary output) and a [`jaxjd.Jacobian`][]. Keyword
@@ -125,6 +136,7 @@ def value_and_jac(
     """
     check_method(method)
     check_chunk_size(chunk_size)
+    check_memory(memory)
     if contraction != "auto" and method not in ("auto", "structured"):
         raise ValueError(
             '`contraction` is of method="structured" only. '
@@ -134,7 +146,7 @@ def value_and_jac(
     @functools.wraps(fun)
     def value_and_jac_fun(*args: Any, **kwargs: Any) -> tuple[Any, Jacobian]:
         found = trace(fun, argnums, in_axes, has_aux, args, kwargs)
-        chosen = choose_method(found, method, chunk_size, contraction)
+        chosen = choose_method(found, method, chunk_size, contraction, memory)
         rows, (loss_leaves, aux_leaves) = evaluate(found, chosen, chunk_size)
         named = engine.named(found.function, found.inputs, found.positions)
         jacobian = Jacobian(rows, found.losses, found.parameters, named)
@@ -156,6 +168,7 @@ def jac(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[P, Jacobian]: ...
 @overload
 def jac(
@@ -167,6 +180,7 @@ def jac(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[P, tuple[Jacobian, A]]: ...
 @overload
 def jac(
@@ -178,6 +192,7 @@ def jac(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[P, Any]: ...
 def jac(
     fun: Callable[..., Any],
@@ -188,6 +203,7 @@ def jac(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[..., Any]:
     """The Jacobian of a vector of losses, as `jax.grad` is the gradient of one.
 
@@ -206,6 +222,7 @@ def jac(
         method=method,
         chunk_size=chunk_size,
         contraction=contraction,
+        memory=memory,
     )
 
     @functools.wraps(fun)
@@ -225,6 +242,7 @@ def explain(
     method: Method = "auto",
     chunk_size: int | None = None,
     contraction: PyTree[engine.Choice] = "auto",
+    memory: int = MEMORY,
 ) -> Callable[P, Explanation]:
     """Say which method `value_and_jac` takes, why, and how it treats each parameter.
 
@@ -241,11 +259,12 @@ def explain(
     """
     check_method(method)
     check_chunk_size(chunk_size)
+    check_memory(memory)
 
     @functools.wraps(fun)
     def explain_fun(*args: P.args, **kwargs: P.kwargs) -> Explanation:
         found = trace(fun, argnums, in_axes, has_aux, args, kwargs)
-        chosen = choose_method(found, method, chunk_size, contraction)
+        chosen = choose_method(found, method, chunk_size, contraction, memory)
         plan = chosen.plan or plan_of(found, contraction)
         everything = found.parameters.unflatten(found.positions)
         names = [
@@ -336,7 +355,7 @@ def trace(
 
 
 class Chosen(NamedTuple):
-    """A method, why it is taken, and for the structured method its plan."""
+    """A method, why it is taken, and the plan of the structured one, if it was made."""
 
     method: engine.Method
     reason: str
@@ -348,6 +367,7 @@ def choose_method(
     method: Method,
     chunk_size: int | None,
     contraction: PyTree[engine.Choice],
+    memory: int,
 ) -> Chosen:
     """**Raises:** `ValueError` if the structured method is to take what it cannot."""
     if method in ("dense", "chunked"):
@@ -364,15 +384,7 @@ def choose_method(
             return Chosen(
                 "chunked", "the function returns all losses, and `chunk_size` is given"
             )
-        if engine.saves_memory(plan):
-            why = "the function returns all losses, and parameters outweigh activations"
-            return Chosen("structured", why, plan)
-        pieces = found.function.pieces(found.positions)
-        if pieces.row_size <= pieces.activations:
-            why = "the function returns all losses, and activations outweigh the rows"
-            return Chosen("dense", why)
-        why = "the function returns all losses, and activations outweigh parameters"
-        return Chosen("chunked", why)
+        return cheapest(plan, memory)
     if in_chunks:
         raise ValueError(
             "With the structured method, `chunk_size` needs a function of one example, "
@@ -381,6 +393,22 @@ def choose_method(
         )
     why = "it was asked for" if asked else "`contraction` is given"
     return Chosen("structured", why, plan)
+
+
+def cheapest(plan: engine.Plan, memory: int) -> Chosen:
+    """The method for a function that returns all its losses."""
+    kept, none = engine.with_rows(plan), engine.without_rows(plan)
+    why = "the function returns all losses, and by operations and bytes "
+    dense = Chosen("dense", why + "keeping their rows takes less time", plan)
+    structured = Chosen("structured", why + "forming no rows takes less time", plan)
+    of_both = [(kept, dense), (none, structured)]
+    for estimate, choice in sorted(of_both, key=lambda x: x[0].cost.time):
+        if estimate.memory <= memory:
+            return choice
+    # Rows that are not kept may be freed parameter by parameter.
+    least = "structured" if none.memory < kept.memory else "chunked"
+    why = f"this needs least memory, and either way takes more than {memory / 1e6:g} MB"
+    return Chosen(least, why, plan)
 
 
 def plan_of(found: Traced, contraction: PyTree[engine.Choice]) -> engine.Plan:
@@ -393,7 +421,8 @@ def evaluate(
 ) -> tuple[engine.Operator, tuple[list[Array], list[Array]]]:
     """The operator; and the leaves of the losses and of the auxiliary output."""
     function, inputs, positions = found.function, found.inputs, found.positions
-    if chosen.plan is not None:
+    if chosen.method == "structured":
+        assert chosen.plan is not None
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
     if chosen.method == "dense":

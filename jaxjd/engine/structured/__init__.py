@@ -12,7 +12,7 @@ gradients and all weighted sums of them. To read, in this order:
 - `_contraction`: inner products from the common form, in the cheaper of two ways.
 - `_groups`, with `_use`: products, gradients and combinations of a group of parameters.
 - `_jacobian`: the Jacobian as the sum of its groups; `_chunks`: with bounded memory.
-- `_memory`: whether this is worth it where the function returns all losses at once.
+- `_estimate`: whether this is worth it where the function returns all its losses.
 - `_explain`: what was found and chosen, for people to read.
 
 `_jaxpr` is the only file that knows how JAX writes down a function.
@@ -25,10 +25,11 @@ from jaxtyping import Array
 from jaxjd.engine.structured._backward import both_passes
 from jaxjd.engine.structured._chunks import StructuredChunks as StructuredChunks
 from jaxjd.engine.structured._contraction import Choice as Choice
+from jaxjd.engine.structured._estimate import with_rows as with_rows
+from jaxjd.engine.structured._estimate import without_rows as without_rows
 from jaxjd.engine.structured._explain import Table as Table
 from jaxjd.engine.structured._explain import explain as explain
 from jaxjd.engine.structured._jacobian import Structured as Structured
-from jaxjd.engine.structured._memory import saves_memory as saves_memory
 from jaxjd.engine.structured._plan import Plan as Plan
 from jaxjd.engine.structured._plan import plan as plan
 

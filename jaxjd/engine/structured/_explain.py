@@ -9,6 +9,7 @@ from jaxjd.engine.structured import _contraction
 from jaxjd.engine.structured._contraction import Cost
 from jaxjd.engine.structured._plan import Group, Plan
 from jaxjd.engine.structured._rules import Sizes
+from jaxjd.engine.structured._use import extent
 
 # The gradient with respect to an operand of these is as large as the result, so a rule
 # would save nothing. A parameter that is perturbed in any other equation is a fallback.
@@ -94,11 +95,8 @@ def _entry(
     if uses:
         # Positions of all uses; in the form of the first if they differ.
         first = uses[0].bilinear
-        positions = sum(_positions(use) for use in uses)
-        blocks = first.sizes.b
-        for level in uses[0].node.levels:
-            blocks *= level.length
-        sizes = Sizes(blocks, positions, first.sizes.i, first.sizes.o)
+        positions = sum(extent(use).t for use in uses)
+        sizes = dataclasses.replace(extent(uses[0]), t=positions)
         costs = _contraction.costs(sizes, m, k, first.one_hot)
         if group.uniform:
             # The choice is for all parameters that share this left factor together,
@@ -113,11 +111,3 @@ def _entry(
     rules |= {"dense": None} if unruled else {}
     reason = f"no rule for it in {', '.join(unruled)}" if unruled else ""
     return Entry(name, shape, " + ".join(rules), way, cost, reason)
-
-
-def _positions(use) -> int:
-    positions = use.bilinear.sizes.t
-    for level in use.levels:
-        if level not in use.node.levels:
-            positions *= level.length
-    return positions

@@ -4,6 +4,7 @@ The rules are about one example and one iteration of a loop. Here their common f
 the axes of examples, of losses, and of the scans around the use.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -13,7 +14,23 @@ from jaxtyping import Array
 
 from jaxjd.engine import _jaxpr
 from jaxjd.engine.structured._contraction import Factors
+from jaxjd.engine.structured._rules import Sizes
 from jaxjd.engine.structured._walk import Use
+
+
+def extent(use: Use) -> Sizes:
+    """The sizes of the common form, with the iterations of all scans in them.
+
+    Those of a scan that slices the parameter are blocks, those of others positions.
+    """
+    sizes = use.bilinear.sizes
+    b, t = sizes.b, sizes.t
+    for level in use.levels:
+        if level in use.node.levels:
+            b *= level.length
+        else:
+            t *= level.length
+    return dataclasses.replace(sizes, b=b, t=t)
 
 
 def factors(use: Use, recorded: Sequence[Array], cotangent: Array) -> Factors:
