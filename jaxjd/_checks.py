@@ -9,6 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxjd._sharding import replicated
+
 
 def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """A Gramian, in float32 if it was narrower.
@@ -37,7 +39,8 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
     if not jnp.issubdtype(G.dtype, jnp.floating):
         raise TypeError(f"`gramian` must be real floating-point. Got {G.dtype}.")
     # Not jnp.promote_types, which keeps the weak type of a Python number.
-    return G.astype(jnp.float64 if G.dtype == jnp.float64 else jnp.float32)
+    dtype = jnp.float64 if G.dtype == jnp.float64 else jnp.float32
+    return replicated(G.astype(dtype))
 
 
 def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
@@ -47,7 +50,7 @@ def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
     """
     if mask is None:
         return jnp.ones(m, bool)
-    mask = jnp.asarray(mask)
+    mask = replicated(jnp.asarray(mask))
     if mask.shape != (m,):
         raise ValueError(
             f"`mask` must have one entry for each of the {m} losses. Got shape "

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, check_max_iterations, check_number
 from jaxjd._numerics import like, matmul, symmetric_part, unit_diagonal
+from jaxjd._sharding import on_every_device
 from jaxjd.solvers._certificate import Certificate, certificate, rounding
 from jaxjd.solvers._face_cg import default_ridge
 
@@ -26,6 +27,7 @@ class Bargain(NamedTuple):
     those of a Gramian with a ridge of the order of rounding."""
 
 
+@on_every_device
 def bargain(
     gramian: Float[Array, "m m"],
     *,

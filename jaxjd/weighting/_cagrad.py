@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_number, check_vector
+from jaxjd._sharding import on_every_device
 from jaxjd.solvers import maximise_on_ball
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._preference import preference_or_mean
@@ -53,4 +54,4 @@ def cagrad(
         best = maximise_on_ball(gramian, centre, c, mask=mask)
         return centre + best.solution, state, best.certificate
 
-    return certified(cagrad_weights, certificate=certificate)
+    return certified(on_every_device(cagrad_weights), certificate=certificate)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_integer, known
 from jaxjd._numerics import finite_or_nan, matmul
+from jaxjd._sharding import on_every_device
 from jaxjd.solvers import minimise_on_simplex
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._mean import mean_weights
@@ -47,7 +48,7 @@ def mgda(
             found = minimise_on_simplex(gramian, mask=mask)
             return found.solution, state, found.certificate
 
-        return certified(mgda_weights, certificate=certificate)
+        return certified(on_every_device(mgda_weights), certificate=certificate)
 
     steps = known(
         "frank_wolfe_steps",

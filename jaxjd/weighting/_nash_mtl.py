@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxjd._checks import check_integer, check_num_losses, check_number, known
 from jaxjd._numerics import like, matmul, root
+from jaxjd._sharding import on_every_device
 from jaxjd.solvers import bargain
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
@@ -84,4 +85,6 @@ def nash_mtl(
         return weights, NashMTLState(chosen, state.count + 1), proof
 
     # Outside of any `jit`, the `cond` would be compiled anew at each step.
-    return certified(jax.jit(nash_mtl_weights), init=init, certificate=certificate)
+    return certified(
+        on_every_device(jax.jit(nash_mtl_weights)), init=init, certificate=certificate
+    )

@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, present_only
+from jaxjd._sharding import on_every_device, spread_like
 
 State = TypeVar("State")
 
@@ -121,7 +122,7 @@ def stateless(
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
-        return weights(*present_only(gramian, mask)), state
+        return on_every_device(weights)(*present_only(gramian, mask)), state
 
     return Weighting(optax.EmptyState, update)
 
@@ -143,7 +144,7 @@ def stateful(
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
         gramian, mask = present_only(gramian, mask)
-        chosen, new = weights(gramian, mask, state)
+        chosen, new = on_every_device(weights)(gramian, mask, state)
         finite = jnp.isfinite(gramian).all()
         return jnp.where(finite, chosen, jnp.nan), keep_unless(finite, new, state)
 
@@ -159,7 +160,7 @@ def keep_unless(replace: Bool[Array, ""], new: State, old: State) -> State:
     def choose(new, old):
         if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             new = new.astype(old.dtype)
-        return jnp.where(replace, new, old)
+        return jnp.where(replace, spread_like(new, jax.typeof(old)), old)
 
     return jax.tree.map(choose, new, old)
 
