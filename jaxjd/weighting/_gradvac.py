@@ -15,6 +15,7 @@ from jaxjd._checks import (
     known,
 )
 from jaxjd._numerics import like, matmul, root, unit_diagonal
+from jaxjd._sharding import on_every_device
 from jaxjd.weighting._permutations import row_permutations
 from jaxjd.weighting._weighting import Weighting, stateful
 
@@ -90,7 +91,7 @@ def gradvac(
         )
         return chosen, GradVacState(targets, key)
 
-    return stateful(init, weights)
+    return stateful(init, on_every_device(weights))
 
 
 @jax.jit

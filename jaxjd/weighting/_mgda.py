@@ -59,7 +59,9 @@ def mgda(
             "`certificate` must be False if `frank_wolfe_steps` is given: these steps "
             "have no certificate."
         )
-    return stateless(lambda gramian, mask: _frank_wolfe(gramian, mask, steps))
+    return stateless(
+        on_every_device(lambda gramian, mask: _frank_wolfe(gramian, mask, steps))
+    )
 
 
 class _Walk(NamedTuple):

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxjd._checks import check_key
+from jaxjd._sharding import on_every_device
 from jaxjd.weighting._permutations import row_permutations
 from jaxjd.weighting._weighting import Weighting, stateful
 
@@ -44,7 +45,7 @@ def pcgrad(key: int | Key[Array, ""] = 0) -> Weighting:
         orders = row_permutations(now, gramian.shape[0])
         return pcgrad_weights(gramian, mask, orders), PCGradState(key)
 
-    return stateful(lambda: PCGradState(start), weights)
+    return stateful(lambda: PCGradState(start), on_every_device(weights))
 
 
 @jax.jit

@@ -16,6 +16,7 @@ from jaxjd._checks import (
     known,
 )
 from jaxjd._numerics import like, matmul, root
+from jaxjd._sharding import on_every_device
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
@@ -112,4 +113,6 @@ def sdmgrad(
         return (w + pull * preferred) / (1 + pull), kept
 
     # Outside of any `jit`, the loop would be compiled anew at each step.
-    return of_cross_gramian("sdmgrad", stateful(init, jax.jit(weights)))
+    return of_cross_gramian(
+        "sdmgrad", stateful(init, on_every_device(jax.jit(weights)))
+    )

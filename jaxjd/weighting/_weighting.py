@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, present_only
-from jaxjd._sharding import on_every_device, spread_like
+from jaxjd._sharding import spread_like
 
 State = TypeVar("State")
 
@@ -122,7 +122,7 @@ def stateless(
 
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
-        return on_every_device(weights)(*present_only(gramian, mask)), state
+        return weights(*present_only(gramian, mask)), state
 
     return Weighting(optax.EmptyState, update)
 
@@ -144,7 +144,7 @@ def stateful(
     def update(gramian, state, /, *, mask=None, **extra_args):
         del extra_args  # For other links of the chain.
         gramian, mask = present_only(gramian, mask)
-        chosen, new = on_every_device(weights)(gramian, mask, state)
+        chosen, new = weights(gramian, mask, state)
         finite = jnp.isfinite(gramian).all()
         return jnp.where(finite, chosen, jnp.nan), keep_unless(finite, new, state)
 
