@@ -12,7 +12,7 @@ weights are on every device; an update is spread as its parameter is.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -161,3 +161,113 @@ def rows_apart(
     if missing:
         found = jax.tree.map(lambda x: x[:num_rows] if x.ndim else x, replicated(found))
     return found
+
+
+def automatically(function: Callable[..., Any], *operands: Any, spec: Any = None):
+    """`function(*operands)`, where XLA spreads values even along Explicit axes.
+
+    A contraction merges axes of any kind, and leaves to XLA how that is done.
+
+    **Arguments:**
+
+    - `spec`: how the results are spread, a prefix of their tree; by default they are
+      whole on every device. For Auto axes it is not needed, and not looked at.
+    """
+    mesh = mesh_of(operands)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return function(*operands)
+    spec = PartitionSpec() if spec is None else spec
+    shardings = jax.tree.map(
+        lambda leaf: NamedSharding(mesh, leaf),
+        spec,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+    return jax.sharding.auto_axes(function, out_sharding=shardings)(*operands)
+
+
+def spec_of(aval: Any) -> PartitionSpec:
+    """How an array is spread, as its type says it: not at all, for Auto axes."""
+    return explicit_spec(aval) or PartitionSpec(*[None] * aval.ndim)
+
+
+def zeros_like(aval: Any, leading: tuple[int, ...] = ()) -> Array:
+    """Zeros of an abstract array's shape behind other axes, spread as it is."""
+    zeros = jnp.zeros((*leading, *aval.shape), aval.dtype)
+    spec = explicit_spec(aval)
+    if spec is None:
+        return zeros
+    spec = PartitionSpec(*[None] * len(leading), *spec)
+    return spread(zeros, spec, aval.sharding.mesh)
+
+
+def abstract(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
+    """The type of an array with new leading axes, otherwise like another one."""
+    spec = explicit_spec(like)
+    if spec is None:
+        return jax.ShapeDtypeStruct(shape, like.dtype)
+    spec = PartitionSpec(*[None] * (len(shape) - like.ndim), *spec)
+    sharding = NamedSharding(like.sharding.mesh, spec)
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
+
+
+def names_in(entry: Any) -> tuple[str, ...]:
+    """The axes of the mesh that one entry of a `PartitionSpec` names."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def without(spec: PartitionSpec, names: set[str]) -> PartitionSpec:
+    """A spec that does not spread anything along some axes of the mesh."""
+    kept = [tuple(n for n in names_in(entry) if n not in names) for entry in spec]
+    return PartitionSpec(*[entry or None for entry in kept])
+
+
+def sum_over_entries(
+    function: Callable[..., list[Array]], *rows: Sequence[Array]
+) -> Array:
+    """The sum of `function(*rows)`, a list of arrays that add up over entries.
+
+    **Arguments:**
+
+    - `function`: from lists of some entries of rows to an array for each of the list.
+      That of all entries is the sum of those of their parts.
+    - `rows`: lists of rows of the same parameters, [m, *shape] per parameter.
+    """
+    mesh = mesh_of(rows)
+    if mesh is None:
+        return functools.reduce(jnp.add, function(*rows))
+    specs = [spec_of_entries(leaf.shape[1:], mesh) for leaf in rows[0]]
+
+    def of_shard(*shards: Sequence[Array]) -> Array:
+        total = 0
+        for spec, found in zip(specs, function(*shards), strict=True):
+            # Devices that have the same entries count them once.
+            used = {name for entry in spec for name in names_in(entry)}
+            for name in mesh.axis_names:
+                if name not in used:
+                    first = jax.lax.axis_index(name) == 0
+                    found = jnp.where(first, found, 0)
+            total += found
+        return jax.lax.psum(total, mesh.axis_names)
+
+    return jax.shard_map(
+        of_shard,
+        mesh=mesh,
+        in_specs=(specs,) * len(rows),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )(*[[spread(x, s, mesh) for x, s in zip(of, specs, strict=True)] for of in rows])
+
+
+def spec_of_entries(shape: tuple[int, ...], mesh: AbstractMesh) -> PartitionSpec:
+    """Spread rows [m, *shape] by their entries, over as many devices as divide them."""
+    parts: list[tuple[str, ...]] = [()] * len(shape)
+    left = list(shape)
+    for name, size in zip(mesh.axis_names, mesh.axis_sizes, strict=True):
+        divided = [n for n in range(len(shape)) if left[n] % size == 0]
+        if divided:
+            axis = max(divided, key=lambda n: (left[n], n))
+            parts[axis] += (name,)
+            left[axis] //= size
+    return PartitionSpec(None, *[part or None for part in parts])

@@ -15,9 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 from jaxtyping import Array, Float
 
+from jaxjd._sharding import (
+    automatically,
+    explicit_spec,
+    names_in,
+    spec_of,
+    spread,
+    without,
+)
 from jaxjd.engine import _pieces
 
 
@@ -74,6 +83,9 @@ class LossFunction:
         """The losses as `fun` returns them, from their pieces."""
         rest, leaves = list(pieces), []
         for aval in self.loss_avals:
+            if rest[0].shape == aval.shape:
+                leaves.append(rest.pop(0))
+                continue
             flat = [jnp.ravel(rest.pop(0))]
             while sum(part.size for part in flat) < math.prod(aval.shape):
                 flat.append(jnp.ravel(rest.pop(0)))
@@ -108,7 +120,7 @@ class LossFunction:
         return self.vectors(list(call(*inputs[len(consts) :]))[: self.num_pieces])
 
     def vectors(self, pieces: Sequence[Array]) -> list[Float[Array, " k"]]:
-        return [jnp.ravel(jnp.asarray(piece, self.loss_dtype)) for piece in pieces]
+        return [ravel(jnp.asarray(piece, self.loss_dtype)) for piece in pieces]
 
     def pieces(self, argnums: Sequence[int]) -> _pieces.Pieces:
         """Which losses are computed together, and which parameters they depend on."""
@@ -118,7 +130,15 @@ class LossFunction:
         """All m losses, those of the same example side by side."""
         if self.axes is None:
             return self.losses(inputs)
-        return jax.vmap(self.losses, (list(self.axes),))(list(inputs)).ravel()
+        losses = jax.vmap(self.losses, (list(self.axes),))(list(inputs))
+        spec = PartitionSpec(spec_of(jax.typeof(losses))[0])
+        return automatically(jnp.ravel, losses, spec=spec)
+
+
+def ravel(piece: Array) -> Array:
+    if piece.ndim > 1:
+        return automatically(jnp.ravel, piece)
+    return jnp.ravel(piece)
 
 
 def is_array(leaf: Any) -> bool:
@@ -157,11 +177,9 @@ def trace(
         examples = traced
     else:
         axes = flatten_axes(in_axes, args)
+        traced = apart_from_examples(traced, axes)
         examples = [
-            jax.ShapeDtypeStruct(
-                leaf.shape if axis is None else np.delete(leaf.shape, axis), leaf.dtype
-            )
-            for leaf, axis in zip(traced, axes, strict=True)
+            of_one_example(leaf, axis) for leaf, axis in zip(traced, axes, strict=True)
         ]
 
     def flat(*traced):
@@ -180,7 +198,9 @@ def trace(
     if axes is not None:
         axes = (None,) * offset + axes
     positions = np.where(arrays, np.cumsum(arrays) - 1 + offset, -1)
-    avals = tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
+    avals = tuple(
+        (v.aval.shape, v.aval.dtype, explicit_spec(v.aval)) for v in closed.jaxpr.invars
+    )
     function = LossFunction(
         fun=identity,
         jaxpr=jaxpr,
@@ -191,6 +211,47 @@ def trace(
     )
     inputs = [jnp.asarray(x) for x in (*consts, *traced)]
     return function, inputs, tuple(int(p) for p in positions), losses, aux
+
+
+def of_one_example(leaf: Any, axis: int | None) -> jax.ShapeDtypeStruct:
+    """The type that a function of one example sees of an argument."""
+    shape, aval = leaf.shape, jax.typeof(leaf)
+    spec = explicit_spec(aval)
+    if axis is not None:
+        shape = tuple(np.delete(shape, axis))
+    if spec is None:
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+    if axis is not None:
+        spec = PartitionSpec(*np.delete(np.array(spec, object), axis))
+    sharding = NamedSharding(aval.sharding.mesh, spec)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+
+def apart_from_examples(leaves: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
+    """Gather what all examples share along the axes of the mesh that hold examples.
+
+    With Explicit axes no array can be spread twice along an axis of the mesh, as the
+    gradients of examples on different devices would be.
+    """
+    specs = [explicit_spec(jax.typeof(leaf)) for leaf in leaves]
+    taken = {
+        name
+        for spec, axis in zip(specs, axes, strict=True)
+        if spec is not None and axis is not None
+        for name in names_in(spec[axis])
+    }
+    gathered = []
+    for leaf, spec, axis in zip(leaves, specs, axes, strict=True):
+        if (
+            spec is not None
+            and axis is None
+            and taken.intersection(
+                *[{name for entry in spec for name in names_in(entry)}]
+            )
+        ):
+            leaf = spread(leaf, without(spec, taken), jax.typeof(leaf).sharding.mesh)
+        gathered.append(leaf)
+    return gathered
 
 
 def flatten_axes(in_axes: Sequence[Any], args: Sequence[Any]) -> tuple[int | None, ...]:

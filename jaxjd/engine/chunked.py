@@ -10,9 +10,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import typeof
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
+from jaxjd._sharding import spread_like
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
 from jaxjd.engine.dense import dense, pullback_at
@@ -60,7 +62,7 @@ class Chunked(Operator):
         if self.function.axes is None:
             every = jnp.arange(self.num_rows, dtype=indices.dtype)
             one_hot = indices[:, None] == every[None]
-            return list(jax.vmap(self._pullback())(one_hot.astype(dtype)))
+            return list(jax.vmap(self._pullback())(one_hot))
         per_example = self.function.losses_per_call
 
         def row(inputs, which):
@@ -81,7 +83,7 @@ class Chunked(Operator):
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         """One backward pass over the weighted sum of the losses."""
         if self.function.axes is None or self.block_size() == self.num_rows:
-            return list(self._pullback()(weights.astype(self.function.loss_dtype)))
+            return list(self._pullback()(weights))
         return self._vjp_by_chunks(weights)
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
@@ -105,7 +107,12 @@ class Chunked(Operator):
     def _pullback(self, examples: Sequence[Array] | None = None):
         """The map from cotangents of the losses (of some examples) to parameters."""
         inputs = self.inputs if examples is None else examples
-        return pullback_at(self.function.all_losses, inputs, self.argnums)[1]
+        losses, pullback = pullback_at(self.function.all_losses, inputs, self.argnums)
+
+        def pull(weights: Float[Array, " m"]) -> tuple[Array, ...]:
+            return pullback(spread_like(weights.astype(losses.dtype), typeof(losses)))
+
+        return pull
 
     def _vjp_by_chunks(self, weights: Float[Array, " m"]) -> list[Array]:
         """`Jᵀ w` with the activations of one chunk of examples at a time in memory."""

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype, symmetric
+from jaxjd._sharding import automatically, spec_of, zeros_like
 from jaxjd.engine import _pieces, _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
@@ -50,7 +52,7 @@ class Dense(Operator):
         ]
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
-        return [leaf[indices] for leaf in self.rows()]
+        return [taken_at(leaf, (indices,)) for leaf in self.rows()]
 
     def block_size(self) -> int:
         return self.num_rows
@@ -59,6 +61,11 @@ class Dense(Operator):
         """By groups of parameters that the same losses depend on."""
         if not isinstance(other, Dense):
             return super().products(other)
+        if other is self:
+            return automatically(lambda rows: rows._products(rows), self)
+        return automatically(Dense._products, self, other)
+
+    def _products(self, other: "Dense") -> Float[Array, "m k"]:
         groups: dict[Any, list[int]] = {}
         for n, held in enumerate(zip(self.places, other.places, strict=True)):
             groups.setdefault(held, []).append(n)
@@ -77,6 +84,9 @@ class Dense(Operator):
         return symmetric(total) if other is self else total
 
     def squared_norms(self) -> Float[Array, " m"]:
+        return automatically(Dense._squared_norms, self)
+
+    def _squared_norms(self) -> Float[Array, " m"]:
         total = jnp.zeros(self.num_rows, accumulation_dtype(*self.leaves))
         for leaf, held in zip(self.leaves, self.places, strict=True):
             if held:
@@ -91,7 +101,13 @@ class Dense(Operator):
         ]
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
-        return _products.products(self.rows(), [t[None] for t in tangents])[:, 0]
+        return automatically(
+            lambda self, tangents: _products.products(
+                self.rows(), [tangent[None] for tangent in tangents]
+            )[:, 0],
+            self,
+            list(tangents),
+        )
 
     def restrict(self, kept: Sequence[int]) -> "Dense":
         leaves = [self.leaves[i] for i in kept]
@@ -100,8 +116,32 @@ class Dense(Operator):
     def _filled(self, leaf: Array, held: tuple[int, ...]) -> Array:
         if len(held) == self.num_rows:
             return leaf
-        zeros = jnp.zeros((self.num_rows, *leaf.shape[1:]), leaf.dtype)
-        return zeros.at[np.array(held, int)].set(leaf)
+        return with_zeros(leaf, np.array(held, int), self.num_rows)
+
+
+def taken_at(
+    array: Array, indices: tuple[Int[Array, " b"], ...]
+) -> Float[Array, "b ..."]:
+    """`array[indices]`, whole along the axes that are indexed."""
+    spec = spec_of(jax.typeof(array))
+    return automatically(
+        lambda array, indices: array[indices],
+        array,
+        indices,
+        spec=PartitionSpec(None, *spec[len(indices) :]),
+    )
+
+
+def with_zeros(
+    rows: Float[Array, "r ..."], places: Int[np.ndarray, " r"], m: int
+) -> Float[Array, "m ..."]:
+    """The rows at their places among m, and zeros at the others."""
+    spec = spec_of(jax.typeof(rows))
+    return automatically(
+        lambda rows: jnp.zeros((m, *rows.shape[1:]), rows.dtype).at[places].set(rows),
+        rows,
+        spec=PartitionSpec(None, *spec[1:]),
+    )
 
 
 def stacked(leaves: Sequence[Array]) -> Dense:
@@ -133,10 +173,29 @@ def dense(
 
     def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)
-        return list(jax.vmap(pullback)(jnp.eye(losses.size, dtype=losses.dtype)))
+        return list(jax.vmap(pullback)(_pieces.one_hots(losses)))
 
     rows = jax.vmap(call_rows, (list(function.axes),))(list(inputs))
-    return stacked([leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows])
+    return stacked([with_examples_joined(leaf) for leaf in rows])
+
+
+def with_examples_joined(rows: Float[Array, "m k ..."]) -> Float[Array, "mk ..."]:
+    """The losses of all examples along one axis, spread as the examples are."""
+    spec = spec_of(jax.typeof(rows))
+    return automatically(
+        lambda rows: rows.reshape(-1, *rows.shape[2:]),
+        rows,
+        spec=PartitionSpec(spec[0], *spec[2:]),
+    )
+
+
+def concatenated_rows(
+    parts: Sequence[Float[Array, "r ..."]], like: Array
+) -> Float[Array, "m ..."]:
+    """Rows one after another, of the shape of a parameter; there may be none."""
+    if not parts:
+        return zeros_like(jax.typeof(like), (0,))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 def of_pieces(
@@ -159,7 +218,6 @@ def of_pieces(
             if rows[n] is not None
         ]
         point = inputs[i]
-        parts = [jnp.zeros((0, *point.shape), point.dtype), *(r for _, r in reaching)]
-        leaves.append(jnp.concatenate(parts) if len(parts) != 2 else parts[1])
+        leaves.append(concatenated_rows([rows for _, rows in reaching], point))
         places.append(tuple(place for held, _ in reaching for place in held))
     return Dense(leaves, function.losses_per_call, tuple(places))

@@ -36,16 +36,19 @@ class Layout(NamedTuple):
         if not self.explicit:
             return x @ w
         if self.gathers:
-            w = jax.sharding.reshard(w, PartitionSpec())
+            w = self.whole(w)
         rest = (*rest, *[None] * (x.ndim - 1 - len(rest)))
         columns = jax.typeof(w).sharding.spec[-1]
-        return jnp.matmul(x, w, out_sharding=PartitionSpec(*rest, columns))
+        return jnp.matmul(x, w, out_sharding=self.spread(*rest, columns))
 
     def whole(self, w: Any) -> Any:
         """A parameter on every device: FSDP in a function of a whole batch."""
         if self.explicit and self.gathers:
-            return jax.sharding.reshard(w, PartitionSpec())
+            return jax.sharding.reshard(w, self.spread())
         return w
+
+    def spread(self, *spec: Any) -> NamedSharding:
+        return NamedSharding(self.mesh.abstract_mesh, PartitionSpec(*spec))
 
     @property
     def gathers(self) -> bool:
@@ -155,15 +158,15 @@ def transformer() -> Model:
         x = layout.whole(params["embed"])[tokens[:-1]]
         y = x * params["scale"] / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-3)
         q, k, v = (layout.dot(y, params[name]) for name in "qkv")
-        scores = layout.dot(q, k.T) if not layout.explicit else scores_of(q, k)
+        scores = layout.dot(q, k.T) if not layout.explicit else scores_of(layout, q, k)
         x = x + layout.dot(jax.nn.softmax(scores) @ v, params["o"])
         h = jnp.tanh(layout.dot(x, params["up"]))
         x = x + layout.dot(h, params["down"])
         logits = jax.nn.log_softmax(x)
         return -jnp.mean(logits[jnp.arange(4), tokens[1:] % 8])
 
-    def scores_of(q, k):
-        return jnp.matmul(q, k.T, out_sharding=PartitionSpec(None, None))
+    def scores_of(layout, q, k):
+        return jnp.matmul(q, k.T, out_sharding=layout.spread(None, None))
 
     return Model(params, (tokens,), loss, (None, 0))
 

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxjd._sharding import zeros_like
 from jaxjd.engine import _pieces
+from jaxjd.engine.dense import concatenated_rows
 from jaxjd.engine.structured._plan import Plan, walk_through
 from jaxjd.engine.structured._walk import Walk, perturb
 
@@ -69,9 +71,7 @@ def both_passes(
             values = function.leaves(losses), others
             return function.vectors(losses), (values, walk.recorded)
 
-        zeros = [
-            jnp.zeros(u.perturbation.shape, u.perturbation.dtype) for u in plan.uses
-        ]
+        zeros = [zeros_like(use.perturbation) for use in plan.uses]
         direct = {n: jnp.zeros_like(inputs[n]) for n in plan.direct}
         point = zeros, direct
         if num_losses == 1:
@@ -111,13 +111,13 @@ def _joined(
     leaves, structure = jax.tree.flatten(point)
     joined, reached = [], []
     for n, leaf in enumerate(leaves):
-        parts, held, first = [jnp.zeros((0, *leaf.shape), leaf.dtype)], [], 0
+        parts, held, first = [], [], 0
         for piece, size in zip(rows, sizes, strict=True):
             found = piece[n]
             if found is not None:
                 parts.append(found)
                 held.extend(range(first, first + size))
             first += size
-        joined.append(jnp.concatenate(parts) if len(parts) != 2 else parts[1])
+        joined.append(concatenated_rows(parts, leaf))
         reached.append(tuple(held))
     return jax.tree.unflatten(structure, joined), reached

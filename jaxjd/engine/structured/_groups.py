@@ -1,16 +1,20 @@
 """Products, gradients and weighted sums for a group of parameters, from their uses."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
+from jaxjd._sharding import automatically, spec_of
 from jaxjd.engine import _products
+from jaxjd.engine.dense import with_examples_joined
 from jaxjd.engine.structured import _contraction, _use
 from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._contraction import Contraction, Factors
@@ -48,18 +52,38 @@ def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
     """
     dtype = accumulation_dtype(*[left.inputs[i] for i in left.leaves])
     total = jnp.zeros((left.num_rows, right.num_rows), dtype)
+    # Rows of the same losses are multiplied together, which takes one sum over devices.
+    formed: dict[tuple[int, ...], tuple[list[Array], list[Array]]] = {}
     for groups in left.plan.groups_of(left.leaves):
         x, losses = of_losses(left, groups)
         y = x if right is left else of_losses(right, groups)[0]
         if not losses:
             continue
-        found = products(x, y, groups).astype(dtype)
-        if found.shape == total.shape:
-            total += found
-        else:
-            places = rows_of(left, losses), rows_of(right, losses)
-            total = total.at[np.ix_(*places)].add(found)
+        if contraction(x, groups) == "rows":
+            rows = formed.setdefault(losses, ([], []))
+            rows[0].extend(formed_rows(x, groups))
+            rows[1].extend(
+                rows[0][len(rows[1]) :] if y is x else formed_rows(y, groups)
+            )
+            continue
+        found = contracted(x, y, groups).astype(dtype)
+        total = _added(total, found, rows_of(left, losses), rows_of(right, losses))
+    for losses, (rows, others) in formed.items():
+        others = rows if right is left else others
+        found = _products.products(rows, others).astype(dtype)
+        total = _added(total, found, rows_of(left, losses), rows_of(right, losses))
     return total
+
+
+def _added(
+    total: Float[Array, "m k"],
+    found: Float[Array, "a b"],
+    rows: Int[np.ndarray, " a"],
+    columns: Int[np.ndarray, " b"],
+) -> Float[Array, "m k"]:
+    if found.shape == total.shape:
+        return total + found
+    return total.at[np.ix_(rows, columns)].add(found)
 
 
 def products_across_plans(left: Point, right: Point) -> Float[Array, "a b"]:
@@ -78,9 +102,9 @@ def products_across_plans(left: Point, right: Point) -> Float[Array, "a b"]:
         if way == "rows":
             found = _products.products([x.rows()], [y.rows()])
         else:
-            factors = [_factors(of.point, of.group.uses) for of in (x, y)]
-            found = _contraction.PRODUCTS[way](*factors)
-        total = total.at[np.ix_(x.places, y.places)].add(found.astype(dtype))
+            pairs = [(of.point, [of.group]) for of in (x, y)]
+            found = _with_factors(_contraction.PRODUCTS[way], *pairs)
+        total = _added(total, found.astype(dtype), x.places, y.places)
     return total
 
 
@@ -125,8 +149,10 @@ def squared_norms(point: Point) -> Float[Array, " a"]:
         if not losses:
             continue
         if groups[0].uniform:
-            factors = _factors_of(some, groups)
-            found = _contraction.squared_norms(factors, groups[0].choice)
+            squared_norms_of = functools.partial(
+                _contraction.squared_norms, choice=groups[0].choice
+            )
+            found = _with_factors(squared_norms_of, (some, groups))
         else:
             found = _products.squared_norms(list(gradients(some, groups[0]).values()))
         found = found.astype(dtype)
@@ -151,7 +177,11 @@ def of_losses(point: Point, groups: Sequence[Group]) -> tuple[Point, tuple[int, 
         shape = list(array.shape)
         shape[axis] = len(losses)
         places = (slice(None),) * axis + (np.searchsorted(losses, held),)
-        return jnp.zeros(shape, array.dtype).at[places].set(array)
+        return automatically(
+            lambda array: jnp.zeros(shape, array.dtype).at[places].set(array),
+            array,
+            spec=spec_of(jax.typeof(array)),
+        )
 
     cotangents, direct = list(passes.cotangents), {}
     for n in uses:
@@ -173,45 +203,62 @@ def contraction(point: Point, groups: Sequence[Group]) -> Contraction:
     """How the inner products of groups that share a left factor are computed."""
     if not groups[0].uniform:
         return "rows"
-    factors = _factors_of(point, groups)
-    m, k = factors.right.shape[:2]
-    choice = groups[0].choice
-    return _contraction.choose(factors.sizes(), m, k, factors.one_hot, choice)
+    uses = [[point.plan.uses[n] for n in group.uses] for group in groups]
+    first = _use.extent(uses[0][0])
+    sizes = dataclasses.replace(
+        first,
+        t=sum(_use.extent(use).t for use in uses[0]),
+        o=sum(_use.extent(of_group[0]).o for of_group in uses),
+    )
+    return _contraction.choose(
+        sizes,
+        point.num_examples,
+        point.num_losses,
+        uses[0][0].bilinear.one_hot,
+        groups[0].choice,
+    )
 
 
-def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array, "a b"]:
-    """Inner products of the gradients of groups at one point with those at another."""
-    way = contraction(left, groups)
-    if way != "rows":
-        factors = _factors_of(left, groups)
-        others = factors if right is left else _factors_of(right, groups)
-        return _contraction.PRODUCTS[way](factors, others)
+def contracted(
+    left: Point, right: Point, groups: Sequence[Group]
+) -> Float[Array, "a b"]:
+    """Inner products of gradients at two points, without forming any."""
+    multiply = _contraction.PRODUCTS[contraction(left, groups)]
+    if right is left:
+        return _with_factors(lambda x: multiply(x, x), (left, groups))
+    return _with_factors(multiply, (left, groups), (right, groups))
+
+
+def formed_rows(point: Point, groups: Sequence[Group]) -> list[Float[Array, "r ..."]]:
+    """The gradients of groups that share a left factor, in any layout."""
     if groups[0].uniform:
-        x = [_blocks(left, groups)]
-        y = x if right is left else [_blocks(right, groups)]
-    else:
-        (group,) = groups
-        x = list(gradients(left, group).values())
-        y = x if right is left else list(gradients(right, group).values())
-    return _products.products(x, y)
+        return [_blocks(point, groups)]
+    (group,) = groups
+    return list(gradients(point, group).values())
 
 
 def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
     """The gradients themselves, float32 or wider, per parameter."""
 
     def of_uses(same: Sequence[int]) -> Array:
-        factors = _factors(point, same)
-        blocks = _contraction.gradients(factors)
-        blocks = blocks.reshape(factors.num_rows, *blocks.shape[2:])
         use = point.plan.uses[same[0]]
-        return jax.vmap(lambda block: _use.gradient(use, block))(blocks)
+
+        def formed(passes: Pass) -> Array:
+            factors = _factors(point._replace(passes=passes), same)
+            blocks = _contraction.gradients(factors)
+            blocks = blocks.reshape(factors.num_rows, *blocks.shape[2:])
+            return jax.vmap(lambda block: _use.gradient(use, block))(blocks)
+
+        spec = spec_of(_value(use.node, point))
+        spec = PartitionSpec(_where_examples(point, same[0]), *spec)
+        return automatically(formed, point.passes, spec=spec)
 
     def of_node(uses: Sequence[int]) -> Array:
         forms = _by(uses, lambda n: form(point.plan.uses[n]))
         return _sum(of_uses(same) for same in forms)
 
     direct = {
-        leaf: x.reshape(-1, *x.shape[2:]).astype(accumulation_dtype(x))
+        leaf: with_examples_joined(x).astype(accumulation_dtype(x))
         for leaf, x in point.passes.direct.items()
     }
     of_nodes = [of_node(uses) for uses in _by_node(point, group)]
@@ -227,13 +274,18 @@ def combination(
         for group in groups:
             combined |= _weighted_gradients(point, group, weights)
     elif groups[0].uniform:
-        (all_outputs,) = _products.combine(weights.ravel(), [_blocks(point, groups)])
-        first = 0
-        for group in groups:
-            use = point.plan.uses[group.uses[0]]
-            outputs = all_outputs[..., first : first + use.bilinear.sizes.o]
-            first += use.bilinear.sizes.o
-            gradient = _use.gradient(use, outputs)
+        uses = [point.plan.uses[group.uses[0]] for group in groups]
+
+        def of_rows(weights: Array, passes: Pass) -> list[Array]:
+            blocks = _blocks(point._replace(passes=passes), groups)
+            (outputs,) = _products.combine(weights.ravel(), [blocks])
+            ends = np.cumsum([use.bilinear.sizes.o for use in uses])[:-1]
+            of_uses = zip(uses, jnp.split(outputs, ends, axis=-1), strict=True)
+            return [_use.gradient(use, outputs) for use, outputs in of_uses]
+
+        specs = [spec_of(_value(use.node, point)) for use in uses]
+        found = automatically(of_rows, weights, point.passes, spec=specs)
+        for group, gradient in zip(groups, found, strict=True):
             combined |= _to_leaves(point, group, [gradient], {}, lambda pull: pull)
     else:
         formed = gradients(point, groups[0])
@@ -271,6 +323,29 @@ def _factors(point: Point, uses: Sequence[int]) -> Factors:
     return _contraction.joined(found)
 
 
+def _with_factors(
+    function: Callable[..., Array], *at: tuple[Point, Sequence[Group]]
+) -> Array:
+    """A function of the factors of groups that share a left one, at each point."""
+
+    def of_passes(*passes: Pass) -> Array:
+        current = zip(at, passes, strict=True)
+        return function(
+            *[
+                _factors_of(x._replace(passes=own), groups)
+                for (x, groups), own in current
+            ]
+        )
+
+    return automatically(of_passes, *[point.passes for point, _ in at])
+
+
+def _where_examples(point: Point, use: int) -> Any:
+    """The axes of the mesh that the examples are spread over."""
+    spec = spec_of(jax.typeof(point.passes.cotangents[use]))
+    return spec[1 + len(point.plan.uses[use].levels)]
+
+
 def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
     """Groups that share a left factor, as one."""
     factors = [_factors(point, group.uses) for group in groups]
@@ -279,8 +354,15 @@ def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
 
 def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
     """The rows of groups that share a left factor, the outputs of all together."""
-    blocks = _contraction.gradients(_factors_of(point, groups))
-    return blocks.reshape(point.num_rows, *blocks.shape[2:])
+
+    def formed(passes: Pass) -> Array:
+        factors = _factors_of(point._replace(passes=passes), groups)
+        blocks = _contraction.gradients(factors)
+        return blocks.reshape(point.num_rows, *blocks.shape[2:])
+
+    where = _where_examples(point, groups[0].uses[0])
+    spec = PartitionSpec(where, None, None, None)
+    return automatically(formed, point.passes, spec=spec)
 
 
 def _reuses_rows(point: Point, groups: Sequence[Group]) -> bool:
@@ -338,6 +420,17 @@ def _value(node: Node, point: Point) -> jax.ShapeDtypeStruct:
 
 def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Array:
     """The weighted sum over the losses of each example, in the cotangent's dtype."""
+    return automatically(
+        lambda weights, cotangent: _weighted_on_devices(weights, cotangent, depth),
+        weights,
+        cotangent,
+        spec=PartitionSpec(*spec_of(jax.typeof(cotangent))[1:]),
+    )
+
+
+def _weighted_on_devices(
+    weights: Float[Array, "m k"], cotangent: Array, depth: int
+) -> Array:
     m, k = weights.shape
     if m == 1:  # As a product: on a CPU, XLA is slow to add along the first axis.
         return _products.combine(weights[0], [cotangent])[0]
@@ -347,7 +440,7 @@ def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Arr
 
 
 def _weighted_sum(weights: Float[Array, "m k"], gradients: Array) -> Array:
-    rows = gradients.reshape(-1, *gradients.shape[2:])
+    rows = with_examples_joined(gradients)
     return _products.combine(weights.ravel(), [rows])[0]
 
 

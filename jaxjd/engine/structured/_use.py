@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxjd._sharding import zeros_like
 from jaxjd.engine import _jaxpr
 from jaxjd.engine.structured._contraction import Factors
 from jaxjd.engine.structured._rules import Sizes
@@ -96,6 +96,5 @@ def weighted_gradient(
     for level in (None, *reversed(use.levels)):
         axes = (0 if level in use.node.levels else None, *[0] * len(recorded))
         apply = jax.vmap(apply, axes)
-    zero = jnp.zeros(shape.shape, shape.dtype)
-    _, pullback = jax.vjp(lambda node: apply(node, *recorded), zero)
+    _, pullback = jax.vjp(lambda node: apply(node, *recorded), zeros_like(shape))
     return pullback(cotangent)[0]
