@@ -31,16 +31,19 @@ def is_array(leaf: Any) -> bool:
 def mesh_of(*trees: Any) -> AbstractMesh | None:
     """The mesh that arrays are spread over.
 
-    None if that is a single device, or if the arrays are shards inside `shard_map`.
+    None if that is a single device, or if the arrays are shards inside `shard_map`. If
+    Explicit axes are Auto for some of the arrays, it is the mesh with Explicit axes.
     """
+    found = None
     for leaf in jax.tree.leaves(trees):
-        if not is_array(leaf):
+        mesh = jax.typeof(leaf).sharding.mesh if is_array(leaf) else None
+        if mesh is None or mesh.empty:
             continue
-        mesh = jax.typeof(leaf).sharding.mesh
-        if not mesh.empty:
-            alone = math.prod(mesh.axis_sizes) == 1
-            return None if alone or AxisType.Manual in mesh.axis_types else mesh
-    return None
+        if AxisType.Manual in mesh.axis_types or math.prod(mesh.axis_sizes) == 1:
+            return None
+        if found is None or AxisType.Explicit in mesh.axis_types:
+            found = mesh
+    return found
 
 
 def explicit_spec(aval: Any) -> PartitionSpec | None:
@@ -56,8 +59,8 @@ def spread(array: Array, spec: PartitionSpec, mesh: AbstractMesh | None) -> Arra
     """The array, spread over a mesh in this way."""
     if mesh is None:
         return array
-    sharding = NamedSharding(mesh, spec)
-    if AxisType.Explicit in mesh.axis_types:
+    sharding, current = NamedSharding(mesh, spec), jax.typeof(array).sharding.mesh
+    if AxisType.Explicit in (*mesh.axis_types, *current.axis_types):
         return jax.sharding.reshard(array, sharding)
     return jax.lax.with_sharding_constraint(array, sharding)
 

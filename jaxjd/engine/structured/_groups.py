@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
-from jaxjd._sharding import automatically, spec_of
+from jaxjd._sharding import automatically, mesh_of, spec_of, spread
 from jaxjd.engine import _products
 from jaxjd.engine.dense import with_examples_joined
 from jaxjd.engine.structured import _contraction, _use
@@ -250,7 +250,7 @@ def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
             return jax.vmap(lambda block: _use.gradient(use, block))(blocks)
 
         spec = spec_of(_value(use.node, point))
-        spec = PartitionSpec(_where_examples(point, same[0]), *spec)
+        spec = PartitionSpec(_where_examples(point), *spec)
         return automatically(formed, point.passes, spec=spec)
 
     def of_node(uses: Sequence[int]) -> Array:
@@ -340,10 +340,12 @@ def _with_factors(
     return automatically(of_passes, *[point.passes for point, _ in at])
 
 
-def _where_examples(point: Point, use: int) -> Any:
-    """The axes of the mesh that the examples are spread over."""
-    spec = spec_of(jax.typeof(point.passes.cotangents[use]))
-    return spec[1 + len(point.plan.uses[use].levels)]
+def _where_examples(point: Point) -> Any:
+    """The axes of the mesh that the examples are spread over, as types say it."""
+    for x, axis in zip(point.inputs, point.plan.function.axes or (), strict=False):
+        if axis is not None:
+            return spec_of(jax.typeof(x))[axis]
+    return None
 
 
 def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
@@ -360,7 +362,7 @@ def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
         blocks = _contraction.gradients(factors)
         return blocks.reshape(point.num_rows, *blocks.shape[2:])
 
-    where = _where_examples(point, groups[0].uses[0])
+    where = _where_examples(point)
     spec = PartitionSpec(where, None, None, None)
     return automatically(formed, point.passes, spec=spec)
 
@@ -420,6 +422,7 @@ def _value(node: Node, point: Point) -> jax.ShapeDtypeStruct:
 
 def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Array:
     """The weighted sum over the losses of each example, in the cotangent's dtype."""
+    weights = spread(weights, PartitionSpec(), mesh_of(cotangent))
     return automatically(
         lambda weights, cotangent: _weighted_on_devices(weights, cotangent, depth),
         weights,
