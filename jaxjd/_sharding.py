@@ -195,21 +195,20 @@ def spec_of(aval: Any) -> PartitionSpec:
 
 def zeros_like(aval: Any, leading: tuple[int, ...] = ()) -> Array:
     """Zeros of an abstract array's shape behind other axes, spread as it is."""
-    zeros = jnp.zeros((*leading, *aval.shape), aval.dtype)
-    spec = explicit_spec(aval)
-    if spec is None:
+    wanted = abstract((*leading, *aval.shape), aval)
+    zeros = jnp.zeros(wanted.shape, wanted.dtype)
+    if wanted.sharding is None or jax.typeof(zeros).sharding == wanted.sharding:
         return zeros
-    spec = PartitionSpec(*[None] * len(leading), *spec)
-    return spread(zeros, spec, aval.sharding.mesh)
+    return jax.sharding.reshard(zeros, wanted.sharding)
 
 
 def abstract(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
     """The type of an array with new leading axes, otherwise like another one."""
-    spec = explicit_spec(like)
-    if spec is None:
+    mesh = getattr(getattr(like, "sharding", None), "mesh", None)
+    if mesh is None or mesh.empty or AxisType.Manual in mesh.axis_types:
         return jax.ShapeDtypeStruct(shape, like.dtype)
-    spec = PartitionSpec(*[None] * (len(shape) - like.ndim), *spec)
-    sharding = NamedSharding(like.sharding.mesh, spec)
+    spec = PartitionSpec(*[None] * (len(shape) - like.ndim), *spec_of(like))
+    sharding = NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
 
 

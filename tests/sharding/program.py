@@ -2,10 +2,11 @@
 
     python -m tests.sharding.program Explicit MLP,CNN data,FSDP structured float32
 
-A step is compiled once, and returns the losses, the Gramian, the weights and the
+`Explicit+context` also enters the mesh. A step is compiled once, and returns the losses, the Gramian, the weights and the
 update. Prints, as JSON, the largest relative difference of each, or the error raised.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -46,6 +47,13 @@ def step(model: Model, layout: Layout, method: str):
     return compiled
 
 
+def in_mesh(layout: Layout):
+    """The mesh as context, for all JAX that the tests support."""
+    if hasattr(jax, "set_mesh"):
+        return jax.set_mesh(layout.mesh)
+    return jax.sharding.use_mesh(layout.mesh)
+
+
 def difference(actual, expected) -> float:
     """The largest difference, relative to the largest entry of the same array."""
 
@@ -58,6 +66,7 @@ def difference(actual, expected) -> float:
 
 
 def main(kind: str, models: str, chosen: str, methods: str, dtype: str) -> None:
+    kind, *context = kind.split("+")
     jax.config.update("jax_enable_x64", dtype == "float64")
     found = {}
     for model_name in models.split(","):
@@ -74,7 +83,8 @@ def main(kind: str, models: str, chosen: str, methods: str, dtype: str) -> None:
                 placed = layout.place(params, examples)
                 key = f"{model_name} {method} {name}"
                 try:
-                    actual = step(model, layout, method)(*placed)
+                    with in_mesh(layout) if context else contextlib.nullcontext():
+                        actual = step(model, layout, method)(*placed)
                 except Exception as error:
                     found[key] = f"{type(error).__name__}: {error}"[:600]
                     if os.environ.get("RAISE"):
