@@ -219,6 +219,11 @@ def names_in(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
+def sizes_of(entry: Any, mesh: AbstractMesh) -> int:
+    """Over how many devices one entry of a `PartitionSpec` spreads an axis."""
+    return math.prod(mesh.shape[name] for name in names_in(entry))
+
+
 def without(spec: PartitionSpec, names: set[str]) -> PartitionSpec:
     """A spec that does not spread anything along some axes of the mesh."""
     kept = [tuple(n for n in names_in(entry) if n not in names) for entry in spec]

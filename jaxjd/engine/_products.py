@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxjd._numerics import accumulation_dtype
-from jaxjd._sharding import automatically, spec_of, sum_over_entries
+from jaxjd._sharding import automatically, mesh_of, spec_of, sum_over_entries
 
 # As `jax.lax.dot_general` takes them: the contracted axes, and the batch axes.
 Axes = tuple[Sequence[int], Sequence[int]]
@@ -91,7 +91,7 @@ def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     def combination(weights: Float[Array, " m"], leaf: Array) -> Array:
         dtype = accumulation_dtype(leaf)
         scales, wide = weights.astype(dtype), leaf.astype(dtype)
-        if 0 < len(leaf) <= FEW_ROWS:
+        if 0 < len(leaf) <= FEW_ROWS and mesh_of(leaf) is None:
             combined = sum(scales[i] * wide[i] for i in range(len(leaf)))
         else:
             highest = jax.lax.Precision.HIGHEST

@@ -132,6 +132,18 @@ def taken_at(
     )
 
 
+def taken_along(array: Array, indices: Int[Array, " b"], axis: int) -> Array:
+    """`jnp.take(array, indices, axis)`, whole along this axis."""
+    spec = list(spec_of(jax.typeof(array)))
+    spec[axis] = None
+    return automatically(
+        lambda array, indices: jnp.take(array, indices, axis),
+        array,
+        indices,
+        spec=PartitionSpec(*spec),
+    )
+
+
 def with_zeros(
     rows: Float[Array, "r ..."], places: Int[np.ndarray, " r"], m: int
 ) -> Float[Array, "m ..."]:

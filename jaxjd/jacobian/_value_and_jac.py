@@ -425,7 +425,12 @@ def evaluate(
         assert chosen.plan is not None
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
-    if chosen.method == "dense":
+    if engine.are_wrong(function, inputs):
+        plan = plan_of(found, "auto")
+        operator = engine.rows_by_chunks(plan, inputs, chunk_size)
+        if chosen.method == "dense":
+            operator = engine.stacked(operator.rows())
+    elif chosen.method == "dense":
         operator = engine.dense(function, inputs, positions)
     else:
         operator = engine.Chunked(inputs, function, positions, chunk_size)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 NUM_DEVICES = 8
-NUM_EXAMPLES = 16
+NUM_EXAMPLES = 32
 
 
 class Layout(NamedTuple):
@@ -114,7 +114,7 @@ def mlp() -> Model:
         "w2": normal(random, 32, 8),
         "b2": normal(random, 8),
     }
-    examples = random.normal(size=(NUM_EXAMPLES, 6)), random.normal(size=(16, 8))
+    examples = random.normal(size=(NUM_EXAMPLES, 6)), random.normal(size=(NUM_EXAMPLES, 8))
 
     def loss(layout, params, x, y):
         h = jnp.tanh(layout.dot(x, params["w1"]) + params["b1"])
@@ -130,7 +130,7 @@ def cnn() -> Model:
         "second": normal(random, 3, 3, 4, 4),
         "w": normal(random, 64, 8),
     }
-    examples = random.normal(size=(NUM_EXAMPLES, 4, 4, 2)), random.normal(size=(16, 8))
+    examples = random.normal(size=(NUM_EXAMPLES, 4, 4, 2)), random.normal(size=(NUM_EXAMPLES, 8))
 
     def loss(layout, params, x, y):
         for name in ("kernel", "second"):
@@ -188,7 +188,7 @@ def heads() -> Model:
         "second": normal(random, 32, 8),
         "heads": {name: normal(random, 8) for name in names},
     }
-    examples = random.normal(size=(NUM_EXAMPLES, 6)), random.normal(size=(16, 4))
+    examples = random.normal(size=(NUM_EXAMPLES, 6)), random.normal(size=(NUM_EXAMPLES, 4))
 
     def losses(layout, params, x, y):
         examples = layout.examples

@@ -2,8 +2,9 @@
 
     python -m tests.sharding.program Explicit MLP,CNN data,FSDP structured float32
 
-`Explicit+context` also enters the mesh. A step is compiled once, and returns the losses, the Gramian, the weights and the
-update. Prints, as JSON, the largest relative difference of each, or the error raised.
+`Explicit+context` also enters the mesh. A step is compiled once, and returns the
+losses, the Gramian, the weights and the update. Prints, as JSON, the largest relative
+difference of each, or the error raised.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxjd._sharding import zeros_like
 from jaxjd.engine._operator import Blocks, Operator, by_blocks, products_by_blocks
 from jaxjd.engine.chunked import Chunked
-from jaxjd.engine.dense import taken_at, with_zeros
+from jaxjd.engine.dense import taken_along, taken_at, with_zeros
 from jaxjd.engine.structured import _groups
 from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._groups import Point
@@ -98,7 +98,7 @@ class Structured(StructuredOperator):
         kept = self.passes
         passes = Pass(
             [
-                jnp.moveaxis(taken_at(jnp.moveaxis(x, depth, 0), (example,)), 0, depth)
+                taken_along(x, example, depth)
                 for x, depth in zip(
                     kept.recorded, self.plan.recorded_depths, strict=True
                 )
