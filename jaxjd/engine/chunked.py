@@ -26,6 +26,7 @@ from jaxjd._sharding import (
     spread_like,
     zeros_like,
 )
+from jaxjd.engine._convolutions import check_chunks
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Blocks, Operator
 from jaxjd.engine.dense import dense, pullback_at, taken_along
@@ -162,8 +163,8 @@ class Chunked(Operator):
             found = automatically(apart, x, spec=spec_of_chunks(x, axis, size))
             mesh = mesh_of(found)
             if mesh is not None and size % math.prod(mesh.axis_sizes):
-                # Where devices have unequal numbers of examples, XLA may pad them, and
-                # gets the gradients of convolutions wrong.
+                # Not the same number for every device: each takes all of them.
+                check_chunks(function, x, size)
                 return spread(found, PartitionSpec(), mesh)
             return found
 

@@ -114,7 +114,8 @@ def mlp() -> Model:
         "w2": normal(random, 32, 8),
         "b2": normal(random, 8),
     }
-    examples = random.normal(size=(NUM_EXAMPLES, 6)), random.normal(size=(NUM_EXAMPLES, 8))
+    m = NUM_EXAMPLES
+    examples = random.normal(size=(m, 6)), random.normal(size=(m, 8))
 
     def loss(layout, params, x, y):
         h = jnp.tanh(layout.dot(x, params["w1"]) + params["b1"])
@@ -130,7 +131,8 @@ def cnn() -> Model:
         "second": normal(random, 3, 3, 4, 4),
         "w": normal(random, 64, 8),
     }
-    examples = random.normal(size=(NUM_EXAMPLES, 4, 4, 2)), random.normal(size=(NUM_EXAMPLES, 8))
+    m = NUM_EXAMPLES
+    examples = random.normal(size=(m, 4, 4, 2)), random.normal(size=(m, 8))
 
     def loss(layout, params, x, y):
         for name in ("kernel", "second"):
@@ -188,7 +190,8 @@ def heads() -> Model:
         "second": normal(random, 32, 8),
         "heads": {name: normal(random, 8) for name in names},
     }
-    examples = random.normal(size=(NUM_EXAMPLES, 6)), random.normal(size=(NUM_EXAMPLES, 4))
+    m = NUM_EXAMPLES
+    examples = random.normal(size=(m, 6)), random.normal(size=(m, 4))
 
     def losses(layout, params, x, y):
         examples = layout.examples
