@@ -206,10 +206,24 @@ def abstract(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
     """The type of an array with new leading axes, otherwise like another one."""
     mesh = getattr(getattr(like, "sharding", None), "mesh", None)
     if mesh is None or mesh.empty or AxisType.Manual in mesh.axis_types:
-        return jax.ShapeDtypeStruct(shape, like.dtype)
+        return abstract_shard(shape, like)
     spec = PartitionSpec(*[None] * (len(shape) - like.ndim), *spec_of(like))
     sharding = NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
+
+
+def abstract_shard(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
+    """A type that says nothing of a mesh, but what differs between devices."""
+    for name in ("manual_axis_type", "vma"):  # The second is of older versions.
+        if getattr(like, name, None):
+            spec = PartitionSpec(*[None] * len(shape))
+            return jax.ShapeDtypeStruct(
+                shape,
+                like.dtype,
+                sharding=NamedSharding(like.sharding.mesh, spec),
+                **{name: getattr(like, name)},
+            )
+    return jax.ShapeDtypeStruct(shape, like.dtype)
 
 
 def names_in(entry: Any) -> tuple[str, ...]:
@@ -278,3 +292,19 @@ def spec_of_entries(shape: tuple[int, ...], mesh: AbstractMesh) -> PartitionSpec
             parts[axis] += (name,)
             left[axis] //= size
     return PartitionSpec(None, *[part or None for part in parts])
+
+
+def varying(start: R, *like: Any) -> R:
+    """The start of a loop, of the type that the loop gives it inside `shard_map`.
+
+    There JAX tells values that differ between devices from those that do not. What a
+    loop makes from arrays that differ does so too, and must do so from the start on.
+    """
+    arrays = [x for x in jax.tree.leaves(like) if is_array(x) and x.size]
+    meshes = [jax.typeof(x).sharding.mesh for x in arrays]
+    if not any(AxisType.Manual in mesh.axis_types for mesh in meshes):
+        return start
+    # Never true, which XLA knows, but JAX does not.
+    never = [jnp.ravel(x)[0] != jnp.ravel(x)[0] for x in arrays]
+    never = functools.reduce(jnp.logical_or, never) & False
+    return jax.tree.map(lambda x: jnp.where(never, x, x), start)

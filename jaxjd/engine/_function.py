@@ -20,11 +20,13 @@ from jax.tree_util import keystr
 from jaxtyping import Array, Float
 
 from jaxjd._sharding import (
+    abstract_shard,
     automatically,
     explicit_spec,
     names_in,
     spec_of,
     spread,
+    varying,
     without,
 )
 from jaxjd.engine import _pieces
@@ -169,6 +171,8 @@ def trace(
     leaves, structure = jax.tree.flatten(args)
     arrays = [is_array(leaf) for leaf in leaves]
     traced = [leaf for leaf, array in zip(leaves, arrays, strict=True) if array]
+    # Inside `shard_map`, J is that of the losses of one device.
+    traced = varying(traced, traced)
     static = tuple(
         leaf for leaf, array in zip(leaves, arrays, strict=True) if not array
     )
@@ -209,7 +213,7 @@ def trace(
         num_pieces=num_pieces,
         key=(structure, static, tuple(arrays), axes, avals),
     )
-    inputs = [jnp.asarray(x) for x in (*consts, *traced)]
+    inputs = [jnp.asarray(x) for x in (*varying(consts, traced), *traced)]
     return function, inputs, tuple(int(p) for p in positions), losses, aux
 
 
@@ -220,7 +224,7 @@ def of_one_example(leaf: Any, axis: int | None) -> jax.ShapeDtypeStruct:
     if axis is not None:
         shape = tuple(np.delete(shape, axis))
     if spec is None:
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+        return abstract_shard(shape, aval)
     if axis is not None:
         spec = PartitionSpec(*np.delete(np.array(spec, object), axis))
     sharding = NamedSharding(aval.sharding.mesh, spec)

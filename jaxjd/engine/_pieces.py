@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
-from jaxjd._sharding import abstract, spread_like
+from jaxjd._sharding import abstract, spread_like, varying
 from jaxjd.engine import _jaxpr
 
 # They work entry by entry, so they apply to each part of a concatenation by itself.
@@ -256,5 +256,5 @@ def _rows_of_piece(
 
 def one_hots(vector: Float[Array, " k"]) -> Float[Array, "k k"]:
     """The unit vectors, each spread over devices as the given vector is."""
-    eye = jnp.eye(vector.size, dtype=vector.dtype)
+    eye = varying(jnp.eye(vector.size, dtype=vector.dtype), vector)
     return spread_like(eye, abstract(eye.shape, jax.typeof(vector)))

@@ -24,6 +24,7 @@ from jaxjd._sharding import (
     sizes_of,
     spread,
     spread_like,
+    varying,
     zeros_like,
 )
 from jaxjd.engine._convolutions import check_chunks
@@ -102,6 +103,7 @@ class Chunked(Operator):
         # The pullback is linear, so its own pullback is J. Forward mode would be as
         # cheap, but functions with a `jax.custom_vjp` have none.
         zero = jnp.zeros(self.num_rows, self.function.loss_dtype)
+        zero = varying(zero, self.inputs)
         _, pushforward = jax.vjp(self._pullback(), zero)
         (losses,) = pushforward(tuple(tangents))
         return losses
@@ -122,7 +124,8 @@ class Chunked(Operator):
         losses, pullback = pullback_at(self.function.all_losses, inputs, self.argnums)
 
         def pull(weights: Float[Array, " m"]) -> tuple[Array, ...]:
-            return pullback(spread_like(weights.astype(losses.dtype), typeof(losses)))
+            weights = varying(weights.astype(losses.dtype), losses)
+            return pullback(spread_like(weights, typeof(losses)))
 
         return pull
 
@@ -206,7 +209,8 @@ class Chunked(Operator):
         point = [self.inputs[i] for i in self.argnums]
         zeros = [zeros_like(typeof(x)).astype(accumulation_dtype(x)) for x in point]
         places = jnp.arange(chunks.number, dtype=jnp.int32)
-        total, _ = jax.lax.scan(add_chunk, zeros, (places, weights))
+        start = varying(zeros, self.inputs)
+        total, _ = jax.lax.scan(add_chunk, start, (places, weights))
         return [t.astype(x.dtype) for t, x in zip(total, point, strict=True)]
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_integer, known
 from jaxjd._numerics import finite_or_nan, matmul
-from jaxjd._sharding import on_every_device
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers import minimise_on_simplex
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._mean import mean_weights
@@ -107,11 +107,12 @@ def _derivative(steps, primals, tangents):
 
 
 def _start(gramian: Float[Array, "m m"], mask: Bool[Array, " m"]) -> _Walk:
-    return _Walk(
+    start = _Walk(
         mean_weights(gramian, mask),
         jnp.zeros((), jnp.int32),
         jnp.ones((), gramian.dtype),
     )
+    return varying(start, gramian)
 
 
 def _long(walk: _Walk) -> Bool[Array, ""]:

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxjd._checks import check_key
-from jaxjd._sharding import on_every_device
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.weighting._permutations import row_permutations
 from jaxjd.weighting._weighting import Weighting, stateful
 
@@ -67,5 +67,5 @@ def pcgrad_weights(
         return coefficients.at[own, others].add(-part), None
 
     start = jnp.eye(gramian.shape[0], dtype=gramian.dtype)
-    coefficients, _ = lax.scan(meet, start, permutations.T)
+    coefficients, _ = lax.scan(meet, varying(start, gramian), permutations.T)
     return jnp.where(mask, coefficients.sum(axis=0), 0)

@@ -16,7 +16,7 @@ from jaxjd._checks import (
     known,
 )
 from jaxjd._numerics import like, matmul, root
-from jaxjd._sharding import on_every_device
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
@@ -108,7 +108,8 @@ def sdmgrad(
 
         old = state.weights.astype(A.dtype)
         w, share = share_of_present(old, mask)
-        w, _ = lax.fori_loop(0, steps, step, (w, jnp.zeros_like(w)))
+        start = varying((w, jnp.zeros_like(w)), A)
+        w, _ = lax.fori_loop(0, steps, step, start)
         kept = SDMGradState(jnp.where(mask, share * w, old))
         return (w + pull * preferred) / (1 + pull), kept
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxjd._sharding import zeros_like
+from jaxjd._sharding import varying, zeros_like
 from jaxjd.engine import _pieces
 from jaxjd.engine.dense import concatenated_rows
 from jaxjd.engine.structured._plan import Plan, walk_through
@@ -73,7 +73,7 @@ def both_passes(
 
         zeros = [zeros_like(use.perturbation) for use in plan.uses]
         direct = {n: jnp.zeros_like(inputs[n]) for n in plan.direct}
-        point = zeros, direct
+        point = varying((zeros, direct), inputs)
         if num_losses == 1:
             # The single loss gets its axis below, where that moves nothing in memory.
             (loss,), pullback, (values, recorded) = jax.vjp(

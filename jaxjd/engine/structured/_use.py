@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import Array
 
-from jaxjd._sharding import zeros_like
+from jaxjd._sharding import varying, zeros_like
 from jaxjd.engine import _jaxpr
 from jaxjd.engine.structured._contraction import Factors
 from jaxjd.engine.structured._rules import Sizes
@@ -96,5 +96,6 @@ def weighted_gradient(
     for level in (None, *reversed(use.levels)):
         axes = (0 if level in use.node.levels else None, *[0] * len(recorded))
         apply = jax.vmap(apply, axes)
-    _, pullback = jax.vjp(lambda node: apply(node, *recorded), zeros_like(shape))
+    zeros = varying(zeros_like(shape), cotangent)
+    _, pullback = jax.vjp(lambda node: apply(node, *recorded), zeros)
     return pullback(cotangent)[0]
