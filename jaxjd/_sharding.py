@@ -215,7 +215,7 @@ def abstract(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
 def abstract_shard(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
     """A type that says nothing of a mesh, but what differs between devices."""
     for name in ("manual_axis_type", "vma"):  # The second is of older versions.
-        if getattr(like, name, None):
+        if getattr(like, name, None) and like.sharding is not None:
             spec = PartitionSpec(*[None] * len(shape))
             return jax.ShapeDtypeStruct(
                 shape,

@@ -23,6 +23,7 @@ from jaxjd._sharding import (
     abstract_shard,
     automatically,
     explicit_spec,
+    mesh_of,
     names_in,
     spec_of,
     spread,
@@ -164,6 +165,9 @@ def trace(
     - `in_axes`: one prefix tree of axes per argument, or None.
     - `identity`: the user's own function, by which traces are recognised as equal.
 
+    **Raises:** `ValueError` if the arrays are on several meshes, or `in_axes` does not
+    fit them.
+
     **Returns:** the function; its inputs; for each leaf of `args` its position among
     the inputs, or -1 if it is not an array; the structures (pytrees of
     `jax.ShapeDtypeStruct`) of the losses and of the auxiliary output of one call.
@@ -171,6 +175,7 @@ def trace(
     leaves, structure = jax.tree.flatten(args)
     arrays = [is_array(leaf) for leaf in leaves]
     traced = [leaf for leaf, array in zip(leaves, arrays, strict=True) if array]
+    check_one_mesh(traced)
     # Inside `shard_map`, J is that of the losses of one device.
     traced = varying(traced, traced)
     static = tuple(
@@ -215,6 +220,17 @@ def trace(
     )
     inputs = [jnp.asarray(x) for x in (*varying(consts, traced), *traced)]
     return function, inputs, tuple(int(p) for p in positions), losses, aux
+
+
+def check_one_mesh(leaves: Sequence[Any]) -> None:
+    """**Raises:** `ValueError` if arrays are on several meshes."""
+    meshes = {mesh.shape_tuple: mesh for mesh in map(mesh_of, leaves) if mesh}
+    if len(meshes) > 1:
+        described = " and ".join(str(dict(shape)) for shape in meshes)
+        raise ValueError(
+            "All arguments, parameters and examples alike, must be on one mesh. Got "
+            f"arrays on {described}."
+        )
 
 
 def of_one_example(leaf: Any, axis: int | None) -> jax.ShapeDtypeStruct:
