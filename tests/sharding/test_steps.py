@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -53,3 +54,29 @@ def test_every_step(kind, models, dtype):
         methods += ",structured 16,chunked 16"
     layouts = "data,FSDP,tensor,2-D"
     check(start(kind, models, layouts, methods, dtype), dtype)
+
+
+def test_two_processes():
+    """Each with four devices, over gloo, as on two machines."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    module = "tests.sharding.two_processes"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, port, str(number)],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors[-3000:]
+            assert float(output.splitlines()[-1]) < 1e-5
+    finally:
+        for process in processes:
+            process.kill()
