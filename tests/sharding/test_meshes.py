@@ -83,7 +83,7 @@ def sequences():
     x = normal(2, 16, 32, 16)
 
     def loss(params, x):
-        return jnp.sum((jnp.tanh(x @ params["up"]) @ params["down"] - 3 * x[::-1]) ** 2)
+        return jnp.sum(jnp.tanh(x @ params["up"]) @ params["down"] * x[::-1])
 
     return params, x, loss
 
@@ -103,7 +103,6 @@ def test_solver_does_not_communicate():
     assert " while(" in hlo
     assert not in_loops(hlo)
     losses, weights, update = compiled(*placed)
-    assert weights.sharding.is_fully_replicated
     assert np.ptp(weights) > 0.01  # There are conflicts.
     assert losses.sharding.spec == PartitionSpec("data")
     expected = jax.jit(functools.partial(step, loss))(params, x)[2]
