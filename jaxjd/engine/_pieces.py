@@ -92,7 +92,7 @@ def _equation(jaxpr: Any, eqn: Any, operands: list[Any]) -> list[Any]:
     if any(isinstance(value, Parts) for value in operands):
         if name in RESHAPES and _keeps_number(eqn):
             return [Parts(operands[0].arrays, eqn.outvars[0].aval.shape)]
-        if name in ELEMENTWISE:
+        if _is_entrywise(eqn, operands):
             return [_elementwise(eqn, operands)]
     return list(_jaxpr.evaluate(jaxpr, eqn, [whole(value) for value in operands]))
 
@@ -105,6 +105,19 @@ def _is_row_major(eqn: Any, axis: str) -> bool:
 
 def _keeps_number(eqn: Any) -> bool:
     return _jaxpr.size(eqn.outvars[0].aval) == _jaxpr.size(eqn.invars[0].aval)
+
+
+def _is_entrywise(eqn: Any, operands: Sequence[Any]) -> bool:
+    """Whether it is elementwise, and broadcasts nothing but scalars that are whole.
+
+    JAX also broadcasts axes of length 1.
+    """
+    shape = eqn.outvars[0].aval.shape
+    return eqn.primitive.name in ELEMENTWISE and all(
+        variable.aval.shape == shape
+        or (variable.aval.shape == () and not isinstance(value, Parts))
+        for variable, value in zip(eqn.invars, operands, strict=True)
+    )
 
 
 def _elementwise(eqn: Any, operands: list[Any]) -> Parts:

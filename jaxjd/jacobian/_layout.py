@@ -65,7 +65,8 @@ class Losses:
                 f"`{name}` must have shape ({m},) or be shaped like the losses, "
                 f"{self.as_shapes()}. Got {got}."
             )
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
 
     def from_engine(self, rows: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
         return self._by_source(rows, arrays_apart)

@@ -100,7 +100,9 @@ OPERATIONS: dict[str, Callable] = {
     ),
     "vmap": lambda p, x, y, i: jax.vmap(lambda x: jnp.tanh(x @ p["w"]) * p["b"])(x),
     "stopped": lambda p, x, y, i: x * lax.stop_gradient(jnp.tanh(y)),
-    "named": lambda p, x, y, i: checkpoint_name(jnp.tanh(x @ p["v"]), "features"),
+    "named": lambda p, x, y, i: jax.jit(lambda h: checkpoint_name(h, "features"))(
+        jnp.tanh(x @ p["v"])
+    ),
 }
 
 
@@ -270,7 +272,8 @@ WRAPPERS: dict[str, Callable] = {
 class Drawn(NamedTuple):
     """`fun` takes parameters, X and WHICH, and returns losses and auxiliary output.
 
-    `named` are the places among its values of those that it names "features".
+    `named` are the places among its values of those that it names "features",
+    outside of any loop or rule.
     """
 
     fun: Callable
@@ -311,6 +314,9 @@ def drawn(seed: int) -> Drawn:
         return around(p, x, i), {"sum": x.sum() * p["s"], "which": i}
 
     names = [name for name, *_ in (*steps, *kinds)]
-    visible = wrapper in ("plain", "jit")
-    named = [n + 2 for n, (name, *_) in enumerate(steps) if name == "named" and visible]
-    return Drawn(fun, f"{wrapper}({container}({', '.join(names)}))", tuple(named))
+    named = [n + 2 for n, (name, *_) in enumerate(steps) if name == "named"]
+    return Drawn(
+        fun,
+        f"{wrapper}({container}({', '.join(names)}))",
+        tuple(named) if wrapper == "plain" else (),
+    )

@@ -190,9 +190,8 @@ def partition(case, params):
     J = brute_force(case.fun, params)
     total = jnp.zeros(J.shape[1])
     for n in range(3):
-        own = columns(jnp.ones_like(J), {k: g == n for k, g in groups.items()}) 
         mask = np.concatenate(
-            [np.full(losses.PARAMS[k].size, groups[k] == n) for k in sorted(params)]
+            [np.full(losses.PARAMS[k].size, groups[k] == n, float) for k in sorted(params)]
         )
         some = J * mask[None]
         total += weights(n, some @ some.T) @ some
@@ -245,16 +244,43 @@ def of_arguments(case, params):
     yield "vjp", models.ravel(jac.vjp(values)), flat(values) @ J
 
 
+class Recorder(dict):
+    """Takes the place of given values, and notes the computed ones."""
+
+    def get(self, key, default=None):
+        return self.setdefault(key, default)
+
+
 def of_features(case, params):
-    if not case.named:
-        return
-    def record(p):
-        found = {}
-        for n in case.named:
-            # The value itself, by its derivative: it is the only thing given.
-            found[n] = None
-        return found
-    yield from ()
+    """The weights of one group of parameters come from the features."""
+
+    def weights(gramian):
+        return 1 / (1 + jnp.diag(gramian))
+
+    recorder = Recorder()
+    case.fun(params | {"given": recorder}, losses.X, losses.WHICH)
+    features = {n: recorder[n] for n in case.named}
+
+    def after(features):
+        return flat(case.fun(params | {"given": features}, losses.X, losses.WHICH)[0])
+
+    Z, J = models.brute_force(after, features), brute_force(case.fun, params)
+    _, jac = case.taken(params)
+    groups = {
+        True: jaxjd.aggregate(weights, features="features"),
+        False: jaxjd.sum(),
+    }
+    tx = jaxjd.partition(groups, case.some)
+    update, _ = tx.update(jac, tx.init(params), params)
+    others = {name: not chosen for name, chosen in case.some.items()}
+    of_some, of_others = (
+        jax.tree.map(lambda p, keep: p * 0 + float(keep), params, chosen)
+        for chosen in (case.some, others)
+    )
+    expected = (weights(Z @ Z.T) @ J) * models.ravel(of_some)
+    expected += J.sum(axis=0) * models.ravel(of_others)
+    yield "features", jac.features("features").gramian(), Z @ Z.T
+    yield "update", models.ravel(update), expected
 
 
 CONTEXTS = {
@@ -270,12 +296,13 @@ CONTEXTS = {
 
 def check(seed):
     case = Case(seed)
-    context = case.pick(CONTEXTS)
+    context = "features" if case.named else case.pick(CONTEXTS)
+    take = of_features if case.named else CONTEXTS[context]
     labels = []
 
     @jax.jit
     def everything(params):
-        found = [*all_products(case, params), *CONTEXTS[context](case, params)]
+        found = [*all_products(case, params), *take(case, params)]
         labels[:] = [name for name, *_ in found]
         return [pair for _, *pair in found]
 
