@@ -158,6 +158,19 @@ def weighted(losses):
     return jnp.log1p(jnp.linspace(1.0, 2.0, len(s)) * s**2) / 7
 
 
+def outer(losses):
+    """Broadcasts scalars that were stacked, and stacks against each other."""
+    s = scalars(losses)
+    one = jnp.stack([s[0]])
+    return s[:, None] * jnp.cos(s)[None], one[0] * s, jnp.sin(s) / one.reshape(1)
+
+
+def activated(losses):
+    """Functions of a stack, with rules of their own."""
+    s = scalars(losses)
+    return jax.nn.relu(s + 0.1), jax.nn.softplus(s), jnp.sort(s), jnp.clip(s, -1.0, 1.0)
+
+
 def mixed(losses):
     s = scalars(losses)
     return jnp.concatenate([s[::-1], s.sum()[None], jnp.maximum(s, 0.1)])
@@ -178,10 +191,21 @@ CONTAINERS: dict[str, Callable] = {
     "columns": lambda losses: jnp.stack([scalars(losses), weighted(losses)], axis=1),
     "rows": lambda losses: jnp.stack([scalars(losses), weighted(losses)]),
     "mixed": mixed,
-    "masked": lambda losses: jnp.where(jnp.arange(len(scalars(losses))) > 0, scalars(losses), 0.0),
+    "outer": outer,
+    "activated": activated,
+    "twice": lambda losses: jax.jit(jax.jit(weighted))(losses) + scalars(losses),
+    "checkpointed": lambda losses: (
+        jax.checkpoint(scalars)(losses) ** 3 / scalars(losses)
+    ),
+    "masked": lambda losses: jnp.where(
+        jnp.arange(len(scalars(losses))) > 0, scalars(losses), 0.0
+    ),
     "single": lambda losses: scalars(losses).sum(),
     "two": lambda losses: (together(losses), scalars(losses)),
-    "float32": lambda losses: {"a": losses[0], "b": scalars(losses).astype(jnp.float32)},
+    "float32": lambda losses: {
+        "a": losses[0],
+        "b": scalars(losses).astype(jnp.float32),
+    },
 }
 
 
@@ -288,8 +312,12 @@ def drawn(seed: int) -> Drawn:
         options = list(options)
         return options[rng.integers(len(options))]
 
-    steps = [(pick(OPERATIONS), *rng.integers(9, size=2)) for _ in range(rng.integers(1, 4))]
-    kinds = [(pick(LOSSES), *rng.integers(9, size=2)) for _ in range(rng.integers(1, 5))]
+    steps = [
+        (pick(OPERATIONS), *rng.integers(9, size=2)) for _ in range(rng.integers(1, 4))
+    ]
+    kinds = [
+        (pick(LOSSES), *rng.integers(9, size=2)) for _ in range(rng.integers(1, 5))
+    ]
     container = pick(CONTAINERS)
     # Half of the functions have nothing around them.
     wrapper = pick(["plain"] * (len(WRAPPERS) - 1) + list(WRAPPERS)[1:])

@@ -41,7 +41,9 @@ def columns(J, chosen):
     """The columns of some parameters."""
     params = [losses.PARAMS[name] for name in sorted(losses.PARAMS)]
     keep = [chosen[name] for name in sorted(losses.PARAMS)]
-    return J[:, np.concatenate([[k] * p.size for k, p in zip(keep, params, strict=True)])]
+    return J[
+        :, np.concatenate([[k] * p.size for k, p in zip(keep, params, strict=True)])
+    ]
 
 
 class Case:
@@ -191,7 +193,10 @@ def partition(case, params):
     total = jnp.zeros(J.shape[1])
     for n in range(3):
         mask = np.concatenate(
-            [np.full(losses.PARAMS[k].size, groups[k] == n, float) for k in sorted(params)]
+            [
+                np.full(losses.PARAMS[k].size, groups[k] == n, float)
+                for k in sorted(params)
+            ]
         )
         some = J * mask[None]
         total += weights(n, some @ some.T) @ some
