@@ -190,7 +190,7 @@ def dtype_of(leaf: object) -> jnp.dtype | None:
 
 
 def check_real(name: str, tree: PyTree) -> None:
-    """**Raises:** `TypeError` if a leaf is not an array of real numbers, or of bools."""
+    """**Raises:** `TypeError` if a leaf is not of real numbers or bools."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype = dtype_of(leaf)
         kinds = (np.bool_, jnp.integer, jnp.floating)

@@ -34,8 +34,9 @@ def partition(
     - `labels`: a pytree of labels like the parameters or a prefix of them, or a
       function from the parameters to one.
 
-    **Raises:** `TypeError` if `transforms` is not such a dict; when `init` or `update` is traced, `ValueError` if a label has no
-    transformation or the labels do not fit the parameters; and as
+    **Raises:** `TypeError` if `transforms` is not such a dict. When `init` or `update`
+    is traced, `ValueError` if a label has no transformation or the labels do not fit
+    the parameters, `TypeError` if a label cannot be a key; and as
     [`jaxjd.aggregate`][].
     """
     check_transforms(transforms)

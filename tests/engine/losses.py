@@ -323,12 +323,14 @@ def drawn(seed: int) -> Drawn:
     wrapper = pick(["plain"] * (len(WRAPPERS) - 1) + list(WRAPPERS)[1:])
 
     def losses(p, x, i):
+        given = p.get("given", {})
+        p = {name: value for name, value in p.items() if name != "given"}
         values = [x, jnp.cos(x)]
         for name, back, other in steps:
             operands = values[-1 - back % len(values)], values[other % len(values)]
             value = OPERATIONS[name](p, *operands, i)
             # The losses are also functions of what is named, if it is given.
-            values.append(p.get("given", {}).get(len(values), value))
+            values.append(given.get(len(values), value))
         found: list[Any] = []
         for name, back, other in kinds:
             earlier = found[other % len(found)] if found else jnp.sum(p["b"])
