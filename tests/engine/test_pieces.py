@@ -88,11 +88,31 @@ CASES = {
         [A, A, A, A, A, FREE],
     ),
     "mixed": (
-        # A sum of rows of the stack: the pieces meet again.
+        # A row of the stack, and a sum of rows: there the pieces meet again.
         lambda p: (lambda s: jnp.stack([s[0], s.sum()]))(
             jnp.stack([loss_a(p), loss_b(p)])
         ),
-        [A | B, A | B],
+        [A, A | B],
+    ),
+    "taken_apart": (
+        lambda p: (lambda s: [s[2], s[1:][0], s[:2], s[None, 0, :2], s[::2]])(
+            jnp.concatenate([(features(p) @ p["b"]).sum(0), loss_free(p)[None]])
+        ),
+        # Nothing is known of the steps of a slice, and the two of `b` are one piece.
+        [FREE, B, B, B, B, B, B | FREE, B | FREE],
+    ),
+    "chosen": (
+        lambda p: (lambda s: jnp.where(s < 1e3, jnp.tanh(s), jnp.sqrt(s)))(
+            jnp.stack([loss_a(p), loss_free(p)])
+        ),
+        [A, FREE],
+    ),
+    "broadcast": (
+        # JAX also broadcasts axes of length 1, here a stack of scalars against another.
+        lambda p: (
+            lambda s: (s[:, None] * jnp.cos(s)[None], s[:1].squeeze() * jnp.sin(s))
+        )(jnp.stack([loss_a(p), loss_free(p)])),
+        [A | FREE] * 6,
     ),
     "loops": (
         lambda p: (
