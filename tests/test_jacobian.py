@@ -374,6 +374,21 @@ def test_a_function_with_its_own_backward_pass_only():
         close(jac.jvp(params), expected @ params)
 
 
+@pytest.mark.parametrize("method", ["dense", "chunked", "structured"])
+def test_tangents_and_weights_of_other_dtypes(method):
+    """A direction in float32, as of an average, beside parameters in bfloat16."""
+    params = {"a": jnp.arange(3, dtype=jnp.bfloat16), "b": jnp.bfloat16(2.0)}
+    jac = jaxjd.jac(lambda p: (p["a"] * p["b"], p["b"] ** 2), method=method)(params)
+    for dtype in (jnp.float32, jnp.int32, jnp.bfloat16):
+        direction = {"a": jnp.ones(3, dtype), "b": jnp.ones((), dtype)}
+        of_a, of_b = jac.jvp(direction)
+        np.testing.assert_array_equal(of_a.astype(float), [2, 3, 4])
+        np.testing.assert_array_equal(of_b.astype(float), 4)
+        update = jac.vjp((jnp.ones(3, dtype), jnp.ones((), jnp.float32)))
+        np.testing.assert_array_equal(update["a"].astype(float), [2, 2, 2])
+        np.testing.assert_array_equal(update["b"].astype(float), 3 + 4)
+
+
 def test_low_precision_accumulates_in_float32():
     """The Gramian of bfloat16 rows has no rounding error except that of the rows."""
     x = jax.random.normal(jax.random.key(0), (6, 4096), jnp.bfloat16)

@@ -131,10 +131,11 @@ def value_and_jac(
     arguments are passed on to `fun`. They are not differentiated, and all examples
     share them.
 
-    **Raises:** when called, `ValueError` or `TypeError` if an argument above, a
-    differentiated argument or a loss is not as described, if a per-example function
-    uses batch normalisation in training mode, or if the structured method is to take
-    a function of all losses in chunks.
+    **Raises:** `ValueError` or `TypeError` if an argument above is not as described,
+    or `chunk_size` is given to the dense method, which keeps all rows. When called, the
+    same if a differentiated argument, a loss or the auxiliary output is not as
+    described, if a per-example function uses batch normalisation in training mode, or
+    if the structured method is to take a function of all losses in chunks.
     """
     check_fun(fun)
     check_method(method)

@@ -1,6 +1,7 @@
 """Does every method agree with brute force, whatever the graph of the losses is?"""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -296,18 +297,23 @@ CONTEXTS = {
     "partition": partition,
     "nnx": of_model,
     "arguments": of_arguments,
+    "features": of_features,
 }
 
 
-def check(seed, compiled=jax.jit):
+def check(seed, context=None, compiled=jax.jit):
     case = Case(seed)
-    context = "features" if case.named else case.pick(CONTEXTS)
-    take = of_features if case.named else CONTEXTS[context]
+    if context is None:
+        context = (
+            "features"
+            if case.named
+            else case.pick([name for name in CONTEXTS if name != "features"])
+        )
     labels = []
 
     @compiled
     def everything(params):
-        found = [*all_products(case, params), *take(case, params)]
+        found = [*all_products(case, params), *CONTEXTS[context](case, params)]
         labels[:] = [name for name, *_ in found]
         return [pair for _, *pair in found]
 
@@ -328,12 +334,25 @@ def check(seed, compiled=jax.jit):
     return what
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_random_losses(seed):
-    check(seed)
+NAMING = next(seed for seed in itertools.count() if losses.drawn(seed).named)
+# Functions that compile quickly.
+SEEDS = {name: seed for seed, name in enumerate(CONTEXTS, 301)} | {"features": NAMING}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_random_losses(context):
+    check(SEEDS[context], context)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4, 300))
-def test_more_random_losses(seed):
+@pytest.mark.parametrize("seed", range(300))
+def test_many_random_losses(seed):
     check(seed)
+    jax.clear_caches()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_outside_of_jit(seed):
+    """There, operands that are told apart under `jit` may be one array."""
+    check(seed, compiled=lambda function: function)
