@@ -235,7 +235,8 @@ def test_cross_gramian_of_two_batches():
         jac = functools.partial(
             jaxjd.jac, models.loss, in_axes=(None, 0, 0), chunk_size=chunk_size
         )
-        cross = jac()(params, x1, y1).cross_gramian(jac(method="dense")(params, x2, y2))
+        dense = jac(method="dense", chunk_size=None)(params, x2, y2)
+        cross = jac()(params, x1, y1).cross_gramian(dense)
         close(cross, first @ second.T)
     other = jaxjd.jac(lambda p: p)(jnp.ones(2))
     with pytest.raises(
