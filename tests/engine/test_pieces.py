@@ -122,6 +122,7 @@ CASES = {
         [B | {"loop"}, A | {"loop"}, None],  # A branch may depend on what it is given.
     ),
     "alone": (loss_b, [B]),
+    "beside_nothing": (lambda p: [jnp.zeros((0, 2)), loss_b(p), jnp.zeros(0)], [B]),
     "none": (lambda p: (loss_a(p), jnp.float64(3.0)), [A, set()]),
 }
 
