@@ -105,7 +105,8 @@ class Chunked(Operator):
         zero = jnp.zeros(self.num_rows, self.function.loss_dtype)
         zero = varying(zero, self.inputs)
         _, pushforward = jax.vjp(self._pullback(), zero)
-        (losses,) = pushforward(tuple(tangents))
+        point = zip(tangents, self.dtypes, strict=True)
+        (losses,) = pushforward(tuple(t.astype(dtype) for t, dtype in point))
         return losses
 
     def restrict(self, kept: Sequence[int]) -> "Chunked":
