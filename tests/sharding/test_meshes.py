@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +11,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxjd
+from benchmarks._collectives import collectives
 from tests.weighting import registry
 from tests.xla import NORMAL
 
 KINDS = [AxisType.Auto, AxisType.Explicit]
-COLLECTIVE = re.compile(
-    r"= (\S+|\(.*?\)) "
-    r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
-)
 
 
 def mesh_of_four(kind=AxisType.Auto, shape=(4,), names=("data",)):
@@ -32,49 +28,6 @@ def place(mesh, tree, *spec):
 
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape) / math.sqrt(shape[0])
-
-
-def computations(hlo: str) -> dict[str, list[str]]:
-    """The lines of each computation of a compiled program."""
-    found, name = {}, ""
-    for line in hlo.splitlines():
-        if line and not line[0].isspace() and line.rstrip().endswith("{"):
-            name = line.split()[1 if line.startswith("ENTRY") else 0].lstrip("%")
-            found[name] = []
-        elif name:
-            found[name].append(line)
-    return found
-
-
-def in_loops(hlo: str) -> list[str]:
-    """The collectives in bodies and conditions of loops, and in what these call."""
-    parts = computations(hlo)
-    names = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)")
-    waiting = [
-        name
-        for lines in parts.values()
-        for line in lines
-        if " while(" in line
-        for name in re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
-    ]
-    seen = set()
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            waiting += [n for line in parts[name] for n in names.findall(line)]
-    return [line for name in seen for line in parts[name] if COLLECTIVE.search(line)]
-
-
-def numbers_moved(hlo: str) -> int:
-    """How many numbers all collectives of a program result in, on each device."""
-    total = 0
-    for line in hlo.splitlines():
-        found = COLLECTIVE.search(line)
-        if found:
-            for dims in re.findall(r"\w+\[([\d,]*)\]", found[1]):
-                total += math.prod(int(d) for d in dims.split(",") if d)
-    return total
 
 
 def sequences():
@@ -101,7 +54,7 @@ def test_solver_does_not_communicate():
     compiled = jax.jit(functools.partial(step, loss)).lower(*placed).compile()
     hlo = compiled.as_text()
     assert " while(" in hlo
-    assert not in_loops(hlo)
+    assert not any(one.in_loop for one in collectives(hlo))
     losses, weights, update = compiled(*placed)
     assert np.ptp(weights) > 0.01  # There are conflicts.
     assert losses.sharding.spec == PartitionSpec("data")
@@ -122,7 +75,8 @@ def test_rows_move_once():
         return jac.gramian()
 
     hlo = gramian.lower(place(mesh, params), place(mesh, x, "data")).compile()
-    assert numbers_moved(hlo.as_text()) <= m * n // 4 + m * m
+    moved = sum(one.num_bytes for one in collectives(hlo.as_text()))
+    assert moved <= 4 * (m * n // 4 + m * m)
 
 
 def test_chunks_are_shared_out():
