@@ -149,9 +149,9 @@ def predicted(case: Case, size: int, devices: int) -> float | None:
     examples = jax.eval_shape(lambda: case.batch(size))
     table = jaxjd.explain(case.losses, in_axes=case.in_axes)(
         case.params, *[jnp.zeros(x.shape, x.dtype) for x in examples]
-    ).table
+    ).parameters
     rows = pairs = 0.0
-    for parameter in table.rows:
+    for parameter in table.entries:
         n = 1
         for length in parameter.shape:
             n *= length

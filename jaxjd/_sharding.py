@@ -281,6 +281,24 @@ def sum_over_entries(
     )(*[[spread(x, s, mesh) for x, s in zip(of, specs, strict=True)] for of in rows])
 
 
+def as_examples(rows: Array) -> Array:
+    """Rows of examples [m, ...], each on the device that formed it.
+
+    Explicit axes say which that is. With Auto axes they are spread over as many devices
+    as divide m. Unless this is said, XLA rather moves the activations to where the
+    entries of the rows are needed next.
+    """
+    mesh = mesh_of(rows)
+    if mesh is None or AxisType.Explicit in mesh.axis_types:
+        return rows
+    names, devices = [], 1
+    for name, size in zip(mesh.axis_names, mesh.axis_sizes, strict=True):
+        if len(rows) % (devices * size) == 0:
+            names.append(name)
+            devices *= size
+    return spread(rows, PartitionSpec(tuple(names)), mesh) if names else rows
+
+
 def spec_of_entries(shape: tuple[int, ...], mesh: AbstractMesh) -> PartitionSpec:
     """Spread rows [m, *shape] by their entries, over as many devices as divide them."""
     parts: list[tuple[str, ...]] = [()] * len(shape)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype, symmetric
-from jaxjd._sharding import automatically, spec_of, zeros_like
+from jaxjd._sharding import as_examples, automatically, spec_of, zeros_like
 from jaxjd.engine import _pieces, _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
@@ -188,7 +188,7 @@ def dense(
         return list(jax.vmap(pullback)(_pieces.one_hots(losses)))
 
     rows = jax.vmap(call_rows, (list(function.axes),))(list(inputs))
-    return stacked([with_examples_joined(leaf) for leaf in rows])
+    return stacked([as_examples(with_examples_joined(leaf)) for leaf in rows])
 
 
 def with_examples_joined(rows: Float[Array, "m k ..."]) -> Float[Array, "mk ..."]:

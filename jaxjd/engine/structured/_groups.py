@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
-from jaxjd._sharding import automatically, mesh_of, spec_of, spread
+from jaxjd._sharding import as_examples, automatically, mesh_of, spec_of, spread
 from jaxjd.engine import _products
 from jaxjd.engine.dense import with_examples_joined
 from jaxjd.engine.structured import _contraction, _use
@@ -232,9 +232,13 @@ def contracted(
 def formed_rows(point: Point, groups: Sequence[Group]) -> list[Float[Array, "r ..."]]:
     """The gradients of groups that share a left factor, in any layout."""
     if groups[0].uniform:
-        return [_blocks(point, groups)]
-    (group,) = groups
-    return list(gradients(point, group).values())
+        rows = [_blocks(point, groups)]
+    else:
+        (group,) = groups
+        rows = list(gradients(point, group).values())
+    if point.plan.function.axes is None:
+        return rows
+    return [as_examples(leaf) for leaf in rows]
 
 
 def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
