@@ -16,16 +16,8 @@ script writes `scale.md` and `scale.json` to the folder `results` beside this fi
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-NUM_DEVICES = 256
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={NUM_DEVICES} "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +28,14 @@ from benchmarks._collectives import KINDS, collectives
 from benchmarks._models import models
 from benchmarks._results import FOLDER, save
 from benchmarks._timing import machine
+
+
+NUM_DEVICES = 256
+# Compile quickly: what is communicated and computed does not depend on it.
+QUICK: Any = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
 class Case(NamedTuple):
@@ -125,7 +125,7 @@ def measure(case: Case, size: int, devices: int) -> dict[str, Any]:
         lowered = jax.jit(
             lambda *args, step=step: step(case, *args), out_shardings=whole
         ).lower(*arguments)
-        compiled = lowered.compile()
+        compiled = lowered.compile(QUICK)
         moved = collectives(compiled.as_text())
         analysis: Any = compiled.memory_analysis()
         found[name] = {
@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few sizes")
     parser.add_argument("--models", help="comma-separated names; default: all")
     arguments = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
     wanted = arguments.models.split(",") if arguments.models else None
     on, results = machine(("jax", "flax")), []
     for case in cases():
