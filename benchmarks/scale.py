@@ -29,7 +29,6 @@ from benchmarks._models import models
 from benchmarks._results import FOLDER, save
 from benchmarks._timing import machine
 
-
 NUM_DEVICES = 256
 # Compile quickly: what is communicated and computed does not depend on it.
 QUICK: Any = {

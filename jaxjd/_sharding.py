@@ -299,6 +299,25 @@ def as_examples(rows: Array) -> Array:
     return spread(rows, PartitionSpec(tuple(names)), mesh) if names else rows
 
 
+def flat_rows(rows: Array) -> Array:
+    """Rows of examples [m, ...] as [m, n], with zeros until devices divide n.
+
+    Unchanged if their entries are spread: a reshape would gather them.
+    """
+    mesh, spec = mesh_of(rows), spec_of(jax.typeof(rows))
+    if mesh is None or any(entry is not None for entry in spec[1:]):
+        return rows
+    devices = math.prod(mesh.axis_sizes)
+
+    def flat(rows: Array) -> Array:
+        rows = rows.reshape(len(rows), -1)
+        few = rows.shape[1] < devices
+        missing = 0 if few else -rows.shape[1] % devices
+        return jnp.pad(rows, ((0, 0), (0, missing))) if missing else rows
+
+    return automatically(flat, rows, spec=PartitionSpec(spec[0], None))
+
+
 def spec_of_entries(shape: tuple[int, ...], mesh: AbstractMesh) -> PartitionSpec:
     """Spread rows [m, *shape] by their entries, over as many devices as divide them."""
     parts: list[tuple[str, ...]] = [()] * len(shape)

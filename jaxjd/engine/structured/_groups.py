@@ -12,7 +12,14 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
-from jaxjd._sharding import as_examples, automatically, mesh_of, spec_of, spread
+from jaxjd._sharding import (
+    as_examples,
+    automatically,
+    flat_rows,
+    mesh_of,
+    spec_of,
+    spread,
+)
 from jaxjd.engine import _products
 from jaxjd.engine.dense import with_examples_joined
 from jaxjd.engine.structured import _contraction, _use
@@ -238,7 +245,7 @@ def formed_rows(point: Point, groups: Sequence[Group]) -> list[Float[Array, "r .
         rows = list(gradients(point, group).values())
     if point.plan.function.axes is None:
         return rows
-    return [as_examples(leaf) for leaf in rows]
+    return [flat_rows(as_examples(leaf)) for leaf in rows]
 
 
 def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
