@@ -38,7 +38,7 @@ def check(process: subprocess.Popen, dtype: str) -> None:
 
 def test_steps():
     """A few of all combinations, with what has gone wrong before."""
-    of_auto = start("Auto", "CNN,heads", "data", "structured,dense", "float64")
+    of_auto = start("Auto", "CNN,heads", "data", "dense", "float64")
     of_explicit = start(EXPLICIT, "transformer", "2-D", "structured", "float64")
     check(of_auto, "float64")
     check(of_explicit, "float64")
