@@ -121,10 +121,10 @@ def measure(case: Case, size: int, devices: int) -> dict[str, Any]:
     arguments = shapes(case.params, whole), *shapes(examples, spread)
     found: dict[str, Any] = {}
     for name, step in STEPS.items():
-        lowered = jax.jit(
+        lowered: Any = jax.jit(
             lambda *args, step=step: step(case, *args), out_shardings=whole
         ).lower(*arguments)
-        compiled = lowered.compile(QUICK)
+        compiled: Any = lowered.compile(QUICK)
         moved = collectives(compiled.as_text())
         analysis: Any = compiled.memory_analysis()
         found[name] = {

@@ -52,7 +52,7 @@ def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
     """
     if mask is None:
         return jnp.ones(m, bool)
-    mask = replicated(jnp.asarray(mask))
+    mask = jnp.asarray(replicated(jnp.asarray(mask)))
     if mask.shape != (m,):
         raise ValueError(
             f"`mask` must have one entry for each of the {m} losses. Got shape "

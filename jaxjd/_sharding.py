@@ -48,7 +48,7 @@ def mesh_of(*trees: Any) -> AbstractMesh | None:
 
 def explicit_spec(aval: Any) -> PartitionSpec | None:
     """How an array is spread, or None if its type does not say it."""
-    sharding = getattr(aval, "sharding", None)
+    sharding: Any = getattr(aval, "sharding", None)
     mesh = getattr(sharding, "mesh", None)
     if mesh is None or mesh.empty or AxisType.Explicit not in mesh.axis_types:
         return None
@@ -98,11 +98,12 @@ def on_every_device(function: Callable[P, R]) -> Callable[P, R]:
         leaves, structure = jax.tree.flatten((args, kwargs))
         places = [n for n, leaf in enumerate(leaves) if is_array(leaf)]
 
-        def of_arrays(arrays: list[Array]) -> R:
+        def of_arrays(arrays: list[Array]) -> Any:
             for n, array in zip(places, arrays, strict=True):
                 leaves[n] = array
             args, kwargs = jax.tree.unflatten(structure, leaves)
-            return function(*args, **kwargs)
+            whole: Callable[..., Any] = function
+            return whole(*args, **kwargs)
 
         return jax.shard_map(
             of_arrays,
@@ -166,7 +167,7 @@ def rows_apart(
     return found
 
 
-def automatically(function: Callable[..., Any], *operands: Any, spec: Any = None):
+def automatically(function: Callable[..., R], *operands: Any, spec: Any = None) -> R:
     """`function(*operands)`, where XLA spreads values even along Explicit axes.
 
     A contraction merges axes of any kind, and leaves to XLA how that is done.
@@ -185,7 +186,8 @@ def automatically(function: Callable[..., Any], *operands: Any, spec: Any = None
         spec,
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
-    return jax.sharding.auto_axes(function, out_sharding=shardings)(*operands)
+    spread_by_xla: Any = jax.sharding.auto_axes(function, out_sharding=shardings)
+    return spread_by_xla(*operands)
 
 
 def spec_of(aval: Any) -> PartitionSpec:

@@ -225,11 +225,11 @@ def of_pieces(
     leaves, places = [], []
     for n, i in enumerate(argnums):
         reaching = [
-            (piece.places, rows[n])
+            (piece.places, row)
             for piece, rows in zip(pieces, found, strict=True)
-            if rows[n] is not None
+            if (row := rows[n]) is not None
         ]
         point = inputs[i]
-        leaves.append(concatenated_rows([rows for _, rows in reaching], point))
+        leaves.append(concatenated_rows([r for _, r in reaching], point))
         places.append(tuple(place for held, _ in reaching for place in held))
     return Dense(leaves, function.losses_per_call, tuple(places))

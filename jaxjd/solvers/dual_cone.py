@@ -137,12 +137,12 @@ def project_dual_cone(
         )
         return weights, _certify_rows(solved)
 
-    found = rows_apart(project, (u, initial), (G, *options), len(u))
+    weights, proof = rows_apart(project, (u, initial), (G, *options), len(u))
     if len(shape) != 2:
-        weights, proof = replicated(found)
-        proof = (a if a.ndim == 0 else a.reshape(shape[:-1]) for a in proof)
-        found = weights.reshape(shape), Certificate(*proof)
-    return DualConeProjection(*found)
+        weights, proof = replicated((weights, proof))
+        fields = (a if a.ndim == 0 else a.reshape(shape[:-1]) for a in proof)
+        weights, proof = weights.reshape(shape), Certificate(*fields)
+    return DualConeProjection(weights, proof)
 
 
 class Solved(NamedTuple):
