@@ -291,3 +291,80 @@ def test_a_state_that_is_spread():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for name in params:
         np.testing.assert_allclose(spread[name], alone[name], rtol=1e-3, atol=1e-5)
+
+
+def test_checkpoint_on_another_mesh(tmp_path):
+    """A state is saved from four devices, restored onto two, and trains on."""
+    ocp = pytest.importorskip("orbax.checkpoint")
+    params, x, loss = sequences()
+    tx = optax.chain(jaxjd.upgrad(), optax.adam(1e-2))
+
+    @jax.jit
+    def step(params, state, x):
+        jac = jaxjd.jac(loss, in_axes=(None, 0))(params, x)
+        updates, state = tx.update(jac, state, params)
+        return optax.apply_updates(params, updates), state
+
+    four = mesh_of_four()
+    two = jax.make_mesh(
+        (2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]
+    )
+    placed = place(four, params, "data")
+    saved = step(placed, tx.init(placed), place(four, x, "data"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", saved)
+        checkpointer.wait_until_finished()
+        like = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(
+                a.shape,
+                a.dtype,
+                sharding=NamedSharding(two, PartitionSpec(*["data"] * (a.ndim > 0))),
+            ),
+            saved,
+        )
+        restored = checkpointer.restore(tmp_path / "state", like)
+    jax.tree.map(np.testing.assert_array_equal, restored, saved)
+    on = step(*saved, place(four, x, "data"))
+    again = step(*restored, place(two, x, "data"))
+    for name in params:
+        np.testing.assert_allclose(on[0][name], again[0][name], rtol=1e-4, atol=1e-6)
+
+
+def test_flax():
+    """nnx and linen need nothing but arrays that are spread."""
+    nnx = pytest.importorskip("flax.nnx")
+    linen = pytest.importorskip("flax.linen")
+    mesh = mesh_of_four()
+    x, y = normal(0, 8, 4), normal(1, 8, 2)
+
+    def of_linen(x, y):
+        module = linen.Dense(2)
+        params = module.init(jax.random.key(0), x[0])
+
+        def loss(params, x, y):
+            return jnp.sum((module.apply(params, x) - y) ** 2)
+
+        jac = jaxjd.jac(loss, in_axes=(None, 0, 0))(params, x, y)
+        return jaxjd.upgrad().update(jac, jaxjd.upgrad().init(params), params)[0]
+
+    def of_nnx(x, y):
+        model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        optimizer = nnx.Optimizer(
+            model, optax.chain(jaxjd.upgrad(), optax.sgd(0.1)), wrt=nnx.Param
+        )
+
+        def losses(model):
+            return jnp.sum((model(x) - y) ** 2, axis=1)
+
+        _, jac = jaxjd.nnx.value_and_jac(losses)(model)
+        optimizer.update(model, jac)
+        return nnx.state(model, nnx.Param)
+
+    for train in (of_linen, of_nnx):
+        compiled = jax.jit(train)
+        spread = compiled(*place(mesh, (x, y), "data"))
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            jax.tree.leaves(spread),
+            jax.tree.leaves(compiled(x, y)),
+        )
