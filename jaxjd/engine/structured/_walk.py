@@ -104,6 +104,7 @@ class Use:
     perturbation: jax.ShapeDtypeStruct
 
 
+@jax.jit
 @jax.custom_jvp
 def perturb(value: Array, perturbation: Array) -> Array:
     """`value + perturbation` for a perturbation of zero, which is never computed."""
@@ -111,7 +112,7 @@ def perturb(value: Array, perturbation: Array) -> Array:
     return value
 
 
-@perturb.defjvp
+@perturb.__wrapped__.defjvp
 def _perturb_jvp(primals, tangents):
     return primals[0], tangents[0] + tangents[1]
 
