@@ -4,12 +4,14 @@ Only this file looks at parameters of equations that differ between versions of 
 uses nothing below `jax.extend.core`.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
 # The names under which versions of JAX know equations that only call a jaxpr.
@@ -27,15 +29,18 @@ def evaluate(jaxpr: Any, eqn: Any, operands: Sequence[Any]) -> list[Array]:
     It is evaluated as a jaxpr of this one equation, because only JAX knows how to bind
     each primitive: those with custom derivatives take functions besides operands.
     """
-    values = {
-        variable: value
-        for variable, value in zip(eqn.invars, operands, strict=True)
-        if not is_literal(variable)
-    }
-    single = jaxpr.replace(
-        constvars=[], invars=list(values), outvars=eqn.outvars, eqns=[eqn]
+    of = dict(zip(map(id, eqn.invars), operands, strict=True))
+    jaxpr = single(jaxpr, eqn)
+    values = [of[id(variable)] for variable in jaxpr.invars]
+    return list(jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*values))
+
+
+def single(jaxpr: Any, eqn: Any) -> Any:
+    """A jaxpr of one of the equations of a jaxpr. Its arguments are the variables."""
+    variables = dict.fromkeys(v for v in eqn.invars if not is_literal(v))
+    return jaxpr.replace(
+        constvars=[], invars=list(variables), outvars=eqn.outvars, eqns=[eqn]
     )
-    return list(jaxpr_as_fun(ClosedJaxpr(single, []))(*values.values()))
 
 
 def needed(jaxpr: Any, outputs: Sequence[Any]) -> tuple[Any, set[Any]]:
@@ -82,3 +87,59 @@ def is_differentiable(aval: Any) -> bool:
 
 def size(aval: Any) -> int:
     return math.prod(aval.shape)
+
+
+def kind(eqn: Any) -> Hashable:
+    """Equal for equations that do the same, to whatever operands."""
+    if eqn.effects:
+        return id(eqn)
+    # The first place of each operand, because one may be there twice.
+    first: dict[int, int] = {}
+    operands = tuple(
+        (_literal(v) if is_literal(v) else v.aval, first.setdefault(id(v), n))
+        for n, v in enumerate(eqn.invars)
+    )
+    results = tuple(v.aval for v in eqn.outvars)
+    params = tuple((name, _static(eqn.params[name])) for name in sorted(eqn.params))
+    key = (eqn.primitive, operands, results, params, eqn.ctx)
+    try:
+        hash(key)
+    except TypeError:
+        return id(eqn)
+    return key
+
+
+def _literal(literal: Any) -> Hashable:
+    # By its bytes, since a NaN is not equal to itself.
+    return literal.aval, np.asarray(literal.val).tobytes()
+
+
+def _static(param: Any) -> Hashable:
+    """A parameter of an equation, equal for functions that are written alike."""
+    if isinstance(param, ClosedJaxpr):
+        return _written(param.jaxpr), tuple(map(id, param.consts))
+    if isinstance(param, Jaxpr):
+        return _written(param)
+    if isinstance(param, tuple | list):
+        return tuple(map(_static, param))
+    return param
+
+
+@functools.lru_cache(maxsize=1024)
+def _written(jaxpr: Any) -> Hashable:
+    """Equal for jaxprs that do the same. Those are hashed by identity."""
+    sources: dict[Any, Hashable] = {}
+    for n, v in enumerate((*jaxpr.constvars, *jaxpr.invars)):
+        sources[v] = -1 - n
+    for n, eqn in enumerate(jaxpr.eqns):
+        sources.update((v, (n, index)) for index, v in enumerate(eqn.outvars))
+
+    def of(atoms: Sequence[Any]) -> tuple[Hashable, ...]:
+        return tuple(_literal(v) if is_literal(v) else sources[v] for v in atoms)
+
+    inputs = tuple(v.aval for v in (*jaxpr.constvars, *jaxpr.invars))
+    return (
+        inputs,
+        tuple((kind(eqn), of(eqn.invars)) for eqn in jaxpr.eqns),
+        of(jaxpr.outvars),
+    )

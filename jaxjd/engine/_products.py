@@ -44,6 +44,7 @@ def contract(x: Array, y: Array, contracted: Axes, batch: Axes = ((), ())) -> Ar
     return jax.lax.platform_dependent(x, y, cpu=widened, default=product)
 
 
+@jax.jit
 def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
     """Inner products of every row of `left` with every row of `right`."""
     dtype = accumulation_dtype(*left, *right)
@@ -54,6 +55,7 @@ def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b
     return total
 
 
+@jax.jit
 def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     """Squared Euclidean norms of the rows: the diagonal of `products(rows, rows)`."""
     dtype = accumulation_dtype(*rows)
@@ -64,6 +66,7 @@ def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     return total
 
 
+@jax.jit
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     """`Jᵀ w`, in the dtypes of the rows."""
 

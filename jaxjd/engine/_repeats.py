@@ -7,13 +7,11 @@ repeated part becomes such a function. XLA inlines the calls, so what it compile
 same, but the time until then no longer grows with every equation of every layer.
 """
 
-import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
 from jaxjd.engine import _jaxpr
@@ -86,7 +84,7 @@ def repeats(eqns: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
     **Returns:** the first equation, how many are repeated, and how often they occur.
     """
     numbers: dict[Hashable, int] = {}
-    kinds = [numbers.setdefault(kind(eqn), len(numbers)) for eqn in eqns]
+    kinds = [numbers.setdefault(_jaxpr.kind(eqn), len(numbers)) for eqn in eqns]
     places: dict[int, list[int]] = {}
     for n, of in enumerate(kinds):
         places.setdefault(of, []).append(n)
@@ -148,56 +146,3 @@ def _free(eqns: Sequence[Any]) -> list[Any]:
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:
     return [v for v in atoms if not _jaxpr.is_literal(v)]
-
-
-def kind(eqn: Any) -> Hashable:
-    """Equal for equations that do the same, to whatever operands."""
-    if eqn.effects:
-        return id(eqn)
-    operands = tuple(
-        _literal(v) if _jaxpr.is_literal(v) else v.aval for v in eqn.invars
-    )
-    results = tuple(v.aval for v in eqn.outvars)
-    params = tuple((name, _static(eqn.params[name])) for name in sorted(eqn.params))
-    key = (eqn.primitive, operands, results, params, eqn.ctx)
-    try:
-        hash(key)
-    except TypeError:
-        return id(eqn)
-    return key
-
-
-def _literal(literal: Any) -> Hashable:
-    # By its bytes, since a NaN is not equal to itself.
-    return literal.aval, np.asarray(literal.val).tobytes()
-
-
-def _static(param: Any) -> Hashable:
-    """A parameter of an equation, equal for functions that are written alike."""
-    if isinstance(param, ClosedJaxpr):
-        return _written(param.jaxpr), tuple(map(id, param.consts))
-    if isinstance(param, Jaxpr):
-        return _written(param)
-    if isinstance(param, tuple | list):
-        return tuple(map(_static, param))
-    return param
-
-
-@functools.lru_cache(maxsize=1024)
-def _written(jaxpr: Any) -> Hashable:
-    """Equal for jaxprs that do the same. Those are hashed by identity."""
-    sources: dict[Any, Hashable] = {}
-    for n, v in enumerate((*jaxpr.constvars, *jaxpr.invars)):
-        sources[v] = -1 - n
-    for n, eqn in enumerate(jaxpr.eqns):
-        sources.update((v, (n, index)) for index, v in enumerate(eqn.outvars))
-
-    def of(atoms: Sequence[Any]) -> tuple[Hashable, ...]:
-        return tuple(_literal(v) if _jaxpr.is_literal(v) else sources[v] for v in atoms)
-
-    inputs = tuple(v.aval for v in (*jaxpr.constvars, *jaxpr.invars))
-    return (
-        inputs,
-        tuple((kind(eqn), of(eqn.invars)) for eqn in jaxpr.eqns),
-        of(jaxpr.outvars),
-    )

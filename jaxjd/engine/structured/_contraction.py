@@ -136,6 +136,7 @@ def choose(
     return min(of, key=lambda way: of[way].time)
 
 
+@jax.jit
 def gradients(factors: Factors) -> Float[Array, "m k b i o"]:
     """The gradients themselves, float32 or wider."""
     left, right = factors.left, factors.right
@@ -152,6 +153,7 @@ def gradients(factors: Factors) -> Float[Array, "m k b i o"]:
     return jnp.moveaxis(found, 3, 1)
 
 
+@jax.jit
 def products_by_pairs(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     """Inner products of the gradients of `x` with those of `y`."""
     m, k, b, t, _ = x.right.shape
@@ -161,6 +163,7 @@ def products_by_pairs(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     return (left * right).sum((0, 3, 6)).reshape(m * k, n * h)
 
 
+@jax.jit
 def products_by_kernel(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     r"""The same, as $\sum_b \operatorname{tr}(\delta_i^\top K \delta_j)$.
 
@@ -189,6 +192,7 @@ def products_by_kernel(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
 PRODUCTS = {"pairs": products_by_pairs, "kernel": products_by_kernel}
 
 
+@partial(jax.jit, static_argnums=1)
 def squared_norms(x: Factors, choice: Choice = "auto") -> Float[Array, " mk"]:
     r"""$\|\sum_t a_t \delta_t^\top\|^2 = \sum_{ts} ⟨a_t, a_s⟩ ⟨\delta_t, \delta_s⟩$.
 

@@ -14,8 +14,8 @@ from jaxjd.engine import _products
 from jaxjd.engine.structured import _contraction, _use
 from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._contraction import Contraction, Factors
-from jaxjd.engine.structured._node import Input, Node, pullback
-from jaxjd.engine.structured._plan import Group, Plan, form
+from jaxjd.engine.structured._node import Input, pullback
+from jaxjd.engine.structured._plan import Group, Plan, form, joint
 
 # Keep a parameter's rows only if they are at most this many times larger than its
 # factors.
@@ -173,10 +173,9 @@ def contraction(point: Point, groups: Sequence[Group]) -> Contraction:
     """How the inner products of groups that share a left factor are computed."""
     if not groups[0].uniform:
         return "rows"
-    factors = _factors_of(point, groups)
-    m, k = factors.right.shape[:2]
-    choice = groups[0].choice
-    return _contraction.choose(factors.sizes(), m, k, factors.one_hot, choice)
+    sizes, one_hot = joint(point.plan, groups)
+    m, k = point.num_examples, point.num_losses
+    return _contraction.choose(sizes, m, k, one_hot, groups[0].choice)
 
 
 def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array, "a b"]:
@@ -200,11 +199,8 @@ def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
     """The gradients themselves, float32 or wider, per parameter."""
 
     def of_uses(same: Sequence[int]) -> Array:
-        factors = _factors(point, same)
-        blocks = _contraction.gradients(factors)
-        blocks = blocks.reshape(factors.num_rows, *blocks.shape[2:])
-        use = point.plan.uses[same[0]]
-        return jax.vmap(lambda block: _use.gradient(use, block))(blocks)
+        factors = _contraction.joined([_factors_of_use(point, n) for n in same])
+        return _use.gradients(_use.action(point.plan.uses[same[0]]), factors)
 
     def of_node(uses: Sequence[int]) -> Array:
         forms = _by(uses, lambda n: form(point.plan.uses[n]))
@@ -233,7 +229,7 @@ def combination(
             use = point.plan.uses[group.uses[0]]
             outputs = all_outputs[..., first : first + use.bilinear.sizes.o]
             first += use.bilinear.sizes.o
-            gradient = _use.gradient(use, outputs)
+            gradient = _use.gradient(_use.action(use), outputs)
             combined |= _to_leaves(point, group, [gradient], {}, lambda pull: pull)
     else:
         formed = gradients(point, groups[0])
@@ -252,7 +248,7 @@ def _weighted_gradients(
         recorded = [point.passes.recorded[i] for i in use.others]
         cotangent = point.passes.cotangents[n]
         cotangent = _weighted(weights, cotangent, len(use.levels))
-        return _use.weighted_gradient(use, _value(use.node, point), recorded, cotangent)
+        return _use.weighted_gradient(_use.action(use), recorded, cotangent)
 
     direct = {
         leaf: _weighted_sum(weights, x) for leaf, x in point.passes.direct.items()
@@ -263,12 +259,13 @@ def _weighted_gradients(
 
 def _factors(point: Point, uses: Sequence[int]) -> Factors:
     """Uses of the same form, as one."""
-    passes, found = point.passes, []
-    for n in uses:
-        use = point.plan.uses[n]
-        recorded = [passes.recorded[i] for i in use.others]
-        found.append(_use.factors(use, recorded, passes.cotangents[n]))
-    return _contraction.joined(found)
+    return _contraction.joined([_factors_of_use(point, n) for n in uses])
+
+
+def _factors_of_use(point: Point, n: int) -> Factors:
+    use = point.plan.uses[n]
+    recorded = [point.passes.recorded[i] for i in use.others]
+    return _use.factors(_use.action(use), recorded, point.passes.cotangents[n])
 
 
 def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
@@ -313,13 +310,14 @@ def _to_leaves(
     leaves = [leaf for leaf in group.leaves if leaf in point.leaves]
     gradients = {leaf: [direct[leaf]] for leaf in leaves if leaf in direct}
     if of_nodes:
-        nodes = [point.plan.uses[uses[0]].node for uses in _by_node(point, group)]
+        firsts = [point.plan.uses[uses[0]] for uses in _by_node(point, group)]
+        nodes = [use.node for use in firsts]
         if all(isinstance(node, Input) for node in nodes):
             pulled = of_nodes
         else:
             cotangents = [
-                x.astype(_value(node, point).dtype)
-                for x, node in zip(of_nodes, nodes, strict=True)
+                x.astype(use.eqn.invars[use.operand].aval.dtype)
+                for x, use in zip(of_nodes, firsts, strict=True)
             ]
             pull = pullback(nodes, point.inputs, leaves)
             pulled = mapped(pull)(cotangents)
@@ -330,10 +328,6 @@ def _to_leaves(
 
 def _by_node(point: Point, group: Group) -> list[list[int]]:
     return _by(group.uses, lambda n: point.plan.uses[n].node.key)
-
-
-def _value(node: Node, point: Point) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda inputs: node.value(inputs, {}), list(point.inputs))
 
 
 def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Array:
