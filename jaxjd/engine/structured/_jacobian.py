@@ -119,12 +119,13 @@ class Structured(StructuredOperator):
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         """One weighted weight gradient per use of a parameter, no backward pass."""
-        weights = weights.reshape(-1, self.plan.function.losses_per_call)
+        k = self.plan.function.losses_per_call
+        weights = weights.reshape(-1, k)
         found: dict[int, Array] = {}
         for groups in self.plan.groups_of(self.argnums):
             point, losses = _groups.of_losses(self._point, groups)
             if losses:
-                of_these = weights[:, np.array(losses)]
+                of_these = weights if len(losses) == k else weights[:, np.array(losses)]
                 found |= _groups.combination(point, groups, of_these)
         point = {i: self.inputs[i] for i in self.argnums}
         return [
