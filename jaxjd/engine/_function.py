@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import keystr
 from jaxtyping import Array, Float
 
-from jaxjd.engine import _pieces
+from jaxjd.engine import _pieces, _repeats
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,9 +64,7 @@ class LossFunction:
 
     def outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """The leaves of the losses and of the auxiliary output."""
-        consts = inputs[: len(self.jaxpr.constvars)]
-        call = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))
-        outputs = list(call(*inputs[len(consts) :]))
+        outputs = _repeats.evaluate(self.jaxpr, inputs)
         return self.leaves(outputs[: self.num_pieces]), outputs[self.num_pieces :]
 
     def leaves(self, pieces: Sequence[Array]) -> list[Array]:
@@ -103,9 +100,7 @@ class LossFunction:
 
     def losses_in_pieces(self, inputs: Sequence[Array]) -> list[Float[Array, " k"]]:
         """The same as one vector for each piece."""
-        consts = inputs[: len(self.jaxpr.constvars)]
-        call = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))
-        return self.vectors(list(call(*inputs[len(consts) :]))[: self.num_pieces])
+        return self.vectors(_repeats.evaluate(self.jaxpr, inputs)[: self.num_pieces])
 
     def vectors(self, pieces: Sequence[Array]) -> list[Float[Array, " k"]]:
         return [jnp.ravel(jnp.asarray(piece, self.loss_dtype)) for piece in pieces]

@@ -47,7 +47,8 @@ def needed(jaxpr: Any, outputs: Sequence[Any]) -> tuple[Any, set[Any]]:
     """The part of a jaxpr that these of its variables depend on, with them as outputs.
 
     **Returns:** the jaxpr, with all the arguments of the given one, and the variables
-    that occur in it.
+    that the outputs depend on. A call stays whole, whichever of its results are needed,
+    so there may be other variables in the jaxpr.
     """
     used = {v for v in outputs if not is_literal(v)}
     eqns = []
@@ -55,8 +56,19 @@ def needed(jaxpr: Any, outputs: Sequence[Any]) -> tuple[Any, set[Any]]:
         if used.isdisjoint(eqn.outvars):
             continue
         eqns.append(eqn)
-        used.update(v for v in eqn.invars if not is_literal(v))
+        used.update(v for v in _operands_of(eqn, used) if not is_literal(v))
     return jaxpr.replace(outvars=list(outputs), eqns=eqns[::-1]), used
+
+
+def _operands_of(eqn: Any, used: set[Any]) -> list[Any]:
+    """The operands that those results of an equation depend on that are used."""
+    if eqn.primitive.name not in CALLS:
+        return eqn.invars
+    inner, _ = called(eqn)
+    results = zip(eqn.outvars, inner.outvars, strict=True)
+    _, inside = needed(inner, [within for result, within in results if result in used])
+    operands = zip(eqn.invars, inner.invars, strict=True)
+    return [operand for operand, within in operands if within in inside]
 
 
 def called(eqn: Any) -> tuple[Any, Sequence[Any]]:

@@ -232,14 +232,22 @@ def _rows_of_piece(
     closed: Any, leaves: Sequence[Array], n: int, value: Array
 ) -> list[Float[Array, "k ..."] | None]:
     needed, used = _jaxpr.needed(closed.jaxpr, closed.jaxpr.outvars[n : n + 1])
-    reached = [i for i, v in enumerate(closed.jaxpr.invars) if v in used]
-    needed = needed.replace(invars=[closed.jaxpr.invars[i] for i in reached])
+    arguments = closed.jaxpr.invars
+    reached = [i for i, v in enumerate(arguments) if v in used]
+    # A call that the piece needs may take others, for results that it does not need.
+    taken = {v for eqn in needed.eqns for v in eqn.invars if not _jaxpr.is_literal(v)}
+    taken |= used
+    given = [i for i, v in enumerate(arguments) if v in taken]
+    needed = needed.replace(invars=[arguments[i] for i in given])
     found: list[Any] = [None] * len(leaves)
     if reached:
         call = jaxpr_as_fun(ClosedJaxpr(needed, closed.consts))
 
         def tangent_to_piece(some: list[Array]) -> Array:
-            return call(*some)[0]
+            tangents = dict(zip(reached, some, strict=True))
+            others = (i for i in given if i not in tangents)
+            tangents |= {i: jnp.zeros_like(leaves[i]) for i in others}
+            return call(*[tangents[i] for i in given])[0]
 
         point = [leaves[i] for i in reached]
         pullback = jax.linear_transpose(tangent_to_piece, point)
