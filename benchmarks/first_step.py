@@ -9,7 +9,7 @@ and one with a trunk of two layers and 8 heads, whose function returns all the l
 - jaxjd: `jaxjd.value_and_jac`, and `optax.chain(jaxjd.upgrad(), optax.adam(1e-3))`.
 
 Each measurement has a process of its own, because JAX keeps what it has traced. The two
-steps alternate. Times are medians over rounds, and ratios are medians of the ratios of a
+steps alternate. Times are medians over rounds, and ratios are medians of those of each
 round. A ratio is of trace and lower together. The script writes `first_step.md` and
 `first_step.json` to the folder `results` beside this file.
 """
@@ -93,7 +93,14 @@ def measure(row: str, rounds: int) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
     for number in range(rounds):
         for name in STEPS:
-            command = [sys.executable, "-m", "benchmarks.first_step", "--here", row, name]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.first_step",
+                "--here",
+                row,
+                name,
+            ]
             ended = subprocess.run(
                 command + ["--compile"] * (number == 0),
                 capture_output=True,

@@ -4,7 +4,6 @@ Only this file looks at parameters of equations that differ between versions of 
 uses nothing below `jax.extend.core`.
 """
 
-import functools
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -101,8 +100,12 @@ def size(aval: Any) -> int:
     return math.prod(aval.shape)
 
 
-def kind(eqn: Any) -> Hashable:
-    """Equal for equations that do the same, to whatever operands."""
+def kind(eqn: Any, memo: dict[int, Hashable] | None = None) -> Hashable:
+    """Equal for equations that do the same, to whatever operands.
+
+    `memo` is for many equations: functions that they share are looked at once.
+    """
+    memo = {} if memo is None else memo
     if eqn.effects:
         return id(eqn)
     # The first place of each operand, because one may be there twice.
@@ -112,7 +115,9 @@ def kind(eqn: Any) -> Hashable:
         for n, v in enumerate(eqn.invars)
     )
     results = tuple(v.aval for v in eqn.outvars)
-    params = tuple((name, _static(eqn.params[name])) for name in sorted(eqn.params))
+    params = tuple(
+        (name, _static(eqn.params[name], memo)) for name in sorted(eqn.params)
+    )
     key = (eqn.primitive, operands, results, params, eqn.ctx)
     try:
         hash(key)
@@ -126,32 +131,29 @@ def _literal(literal: Any) -> Hashable:
     return literal.aval, np.asarray(literal.val).tobytes()
 
 
-def _static(param: Any) -> Hashable:
+def _static(param: Any, memo: dict[int, Hashable]) -> Hashable:
     """A parameter of an equation, equal for functions that are written alike."""
     if isinstance(param, ClosedJaxpr):
-        return _written(param.jaxpr), tuple(map(id, param.consts))
+        return _written(param.jaxpr, memo), tuple(map(id, param.consts))
     if isinstance(param, Jaxpr):
-        return _written(param)
+        return _written(param, memo)
     if isinstance(param, tuple | list):
-        return tuple(map(_static, param))
+        return tuple(_static(item, memo) for item in param)
     return param
 
 
-@functools.lru_cache(maxsize=1024)
-def _written(jaxpr: Any) -> Hashable:
-    """Equal for jaxprs that do the same. Those are hashed by identity."""
-    sources: dict[Any, Hashable] = {}
-    for n, v in enumerate((*jaxpr.constvars, *jaxpr.invars)):
-        sources[v] = -1 - n
+def _written(jaxpr: Any, memo: dict[int, Hashable]) -> Hashable:
+    """Equal for jaxprs that do the same."""
+    if id(jaxpr) in memo:
+        return memo[id(jaxpr)]
+    inputs = (*jaxpr.constvars, *jaxpr.invars)
+    sources: dict[Any, Hashable] = {v: n for n, v in enumerate(inputs)}
     for n, eqn in enumerate(jaxpr.eqns):
         sources.update((v, (n, index)) for index, v in enumerate(eqn.outvars))
 
     def of(atoms: Sequence[Any]) -> tuple[Hashable, ...]:
         return tuple(_literal(v) if is_literal(v) else sources[v] for v in atoms)
 
-    inputs = tuple(v.aval for v in (*jaxpr.constvars, *jaxpr.invars))
-    return (
-        inputs,
-        tuple((kind(eqn), of(eqn.invars)) for eqn in jaxpr.eqns),
-        of(jaxpr.outvars),
-    )
+    eqns = tuple((kind(eqn, memo), of(eqn.invars)) for eqn in jaxpr.eqns)
+    memo[id(jaxpr)] = tuple(v.aval for v in inputs), eqns, of(jaxpr.outvars)
+    return memo[id(jaxpr)]

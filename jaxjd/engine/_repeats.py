@@ -1,4 +1,4 @@
-"""Evaluate a jaxpr whose parts repeat, as the layers of a network, as calls of one part.
+"""Evaluate a jaxpr as calls of its parts, where parts repeat as layers do.
 
 Whatever JAX does with a function, it does once for each equation: batch it, linearise
 it, transpose it, lower it. It does so only once for a function under `jax.jit` that is
@@ -7,6 +7,7 @@ repeated part becomes such a function. XLA inlines the calls, so what it compile
 same, but the time until then no longer grows with every equation of every layer.
 """
 
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -39,42 +40,66 @@ def evaluate(jaxpr: Any, operands: Sequence[Any]) -> list[Any]:
 
 def parts(jaxpr: Any) -> list[Part]:
     """Cut a jaxpr into parts, those that are repeated and those between them."""
-    eqns = jaxpr.eqns
-    # The last equation to use each variable. The outputs of a jaxpr are used at its end.
-    last = {v: n for n, eqn in enumerate(eqns) for v in _variables(eqn.invars)}
-    last |= dict.fromkeys(_variables(jaxpr.outvars), len(eqns))
-
-    def outputs(start: int, stop: int) -> list[tuple[int, int]]:
-        """Which results of these equations others use: equation, and which result."""
-        return [
-            (n - start, index)
-            for n in range(start, stop)
-            for index, v in enumerate(eqns[n].outvars)
-            if last.get(v, -1) >= stop
-        ]
-
+    outputs = _Outputs(jaxpr)
     found, first = [], 0
-    for start, length, number in repeats(eqns):
+    for start, length, number in repeats(jaxpr.eqns):
         if first < start:
-            found.append(_part(jaxpr, eqns[first:start], outputs(first, start)))
+            found.append(_part(jaxpr, first, start, outputs(first, start)))
         first = start + length * number
         starts = range(start, first, length)
         # All repetitions return what others use of any of them.
         results = sorted({place for n in starts for place in outputs(n, n + length)})
         call = None
         for n in starts:
-            part = _part(jaxpr, eqns[n : n + length], results)
+            part = _part(jaxpr, n, n + length, results)
             call = call or jax.jit(part.call)
             found.append(part._replace(call=call))
-    if first < len(eqns):
-        found.append(_part(jaxpr, eqns[first:], outputs(first, len(eqns))))
+    if first < len(jaxpr.eqns):
+        stop = len(jaxpr.eqns)
+        found.append(_part(jaxpr, first, stop, outputs(first, stop)))
     return found
 
 
-def _part(jaxpr: Any, eqns: Sequence[Any], results: Sequence[tuple[int, int]]) -> Part:
+def runs(jaxpr: Any, labels: Sequence[Hashable]) -> list[tuple[Hashable, Part]]:
+    """Cut a jaxpr wherever the label of its equations changes."""
+    outputs, found, first = _Outputs(jaxpr), [], 0
+    for label, run in itertools.groupby(labels):
+        stop = first + len(list(run))
+        found.append((label, _part(jaxpr, first, stop, outputs(first, stop))))
+        first = stop
+    return found
+
+
+class _Outputs:
+    """Which results of some equations of a jaxpr other equations use, or its outputs.
+
+    Each is the number of its equation among them, and the number of the result.
+    """
+
+    def __init__(self, jaxpr: Any):
+        self.eqns = jaxpr.eqns
+        # The last equation to use each variable.
+        self.last = {
+            v: n for n, eqn in enumerate(self.eqns) for v in _variables(eqn.invars)
+        }
+        self.last |= dict.fromkeys(_variables(jaxpr.outvars), len(self.eqns))
+
+    def __call__(self, start: int, stop: int) -> list[tuple[int, int]]:
+        return [
+            (n - start, index)
+            for n in range(start, stop)
+            for index, v in enumerate(self.eqns[n].outvars)
+            if self.last.get(v, -1) >= stop
+        ]
+
+
+def _part(
+    jaxpr: Any, start: int, stop: int, results: Sequence[tuple[int, int]]
+) -> Part:
+    eqns = list(jaxpr.eqns[start:stop])
     inputs = _free(eqns)
     outputs = [eqns[n].outvars[index] for n, index in results]
-    body = jaxpr.replace(constvars=[], invars=inputs, outvars=outputs, eqns=list(eqns))
+    body = jaxpr.replace(constvars=[], invars=inputs, outvars=outputs, eqns=eqns)
     return Part(jaxpr_as_fun(ClosedJaxpr(body, [])), inputs, outputs)
 
 
@@ -83,8 +108,9 @@ def repeats(eqns: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
 
     **Returns:** the first equation, how many are repeated, and how often they occur.
     """
+    memo: dict[int, Hashable] = {}
     numbers: dict[Hashable, int] = {}
-    kinds = [numbers.setdefault(_jaxpr.kind(eqn), len(numbers)) for eqn in eqns]
+    kinds = [numbers.setdefault(_jaxpr.kind(eqn, memo), len(numbers)) for eqn in eqns]
     places: dict[int, list[int]] = {}
     for n, of in enumerate(kinds):
         places.setdefault(of, []).append(n)
@@ -124,7 +150,7 @@ def _connected_alike(eqns: Sequence[Any], start: int, length: int, number: int) 
 
 
 def _connections(eqns: Sequence[Any]) -> list[list[Hashable]]:
-    """Where the operands of equations come from, whatever their variables are called."""
+    """Where operands come from, whatever the variables are called."""
     sources: dict[Any, Hashable] = {}
     found = []
     for n, eqn in enumerate(eqns):
@@ -135,7 +161,7 @@ def _connections(eqns: Sequence[Any]) -> list[list[Hashable]]:
 
 
 def _free(eqns: Sequence[Any]) -> list[Any]:
-    """The variables that equations use and do not compute, in the order of their use."""
+    """The variables that equations use and do not compute, in order of use."""
     computed: set[Any] = set()
     free: dict[Any, None] = {}
     for eqn in eqns:
