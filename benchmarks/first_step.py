@@ -149,7 +149,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
-        print(json.dumps(measure_here(*arguments.here, arguments.compile)))
+        row, name = arguments.here
+        print(json.dumps(measure_here(row, name, arguments.compile)))
         return
     rows = ROWS[:1] if arguments.quick else ROWS
     if arguments.rows:

@@ -9,7 +9,7 @@ same, but the time until then no longer grows with every equation of every layer
 
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
@@ -19,6 +19,8 @@ from jaxjd.engine import _jaxpr
 
 # A call costs about as much as this many equations, so shorter parts stay as they are.
 MIN_EQUATIONS = 8
+
+Label = TypeVar("Label", bound=Hashable)
 
 
 class Part(NamedTuple):
@@ -60,7 +62,7 @@ def parts(jaxpr: Any) -> list[Part]:
     return found
 
 
-def runs(jaxpr: Any, labels: Sequence[Hashable]) -> list[tuple[Hashable, Part]]:
+def runs(jaxpr: Any, labels: Sequence[Label]) -> list[tuple[Label, Part]]:
     """Cut a jaxpr wherever the label of its equations changes."""
     outputs, found, first = _Outputs(jaxpr), [], 0
     for label, run in itertools.groupby(labels):

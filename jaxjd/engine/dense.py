@@ -129,7 +129,7 @@ def dense(
 ) -> Dense:
     """Materialise J, by a backward pass per row, through what its loss depends on."""
     if function.axes is None:
-        return of_pieces(function, inputs, argnums)
+        return of_pieces(function, inputs, argnums)[0]
 
     def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)
@@ -139,18 +139,28 @@ def dense(
     return stacked([leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows])
 
 
+def dense_with_outputs(
+    function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
+) -> tuple[Dense, tuple[list[Array], list[Array]]]:
+    """The same, and what `LossFunction.all_outputs` returns."""
+    if function.axes is None:
+        return of_pieces(function, inputs, argnums)
+    return dense(function, inputs, argnums), function.all_outputs(inputs)
+
+
 def of_pieces(
     function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
-) -> Dense:
-    """The rows of a function that returns all the losses, piece by piece."""
+) -> tuple[Dense, tuple[list[Array], list[Array]]]:
+    """J of a function that returns all the losses, piece by piece; and its outputs."""
     pieces, *_ = function.pieces(argnums)
 
-    def losses(point: list[Array]) -> tuple[list[Array], None]:
+    def losses(point: list[Array]) -> tuple[list[Array], Any]:
         replaced = dict(zip(argnums, point, strict=True))
         current = [replaced.get(i, x) for i, x in enumerate(inputs)]
-        return function.losses_in_pieces(current), None
+        values, others = function.pieces_of_losses(current)
+        return function.vectors(values), (function.leaves(values), others)
 
-    _, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
+    outputs, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
     leaves, places = [], []
     for n, i in enumerate(argnums):
         reaching = [
@@ -162,4 +172,4 @@ def of_pieces(
         parts = [jnp.zeros((0, *point.shape), point.dtype), *(r for _, r in reaching)]
         leaves.append(jnp.concatenate(parts) if len(parts) != 2 else parts[1])
         places.append(tuple(place for held, _ in reaching for place in held))
-    return Dense(leaves, function.losses_per_call, tuple(places))
+    return Dense(leaves, function.losses_per_call, tuple(places)), outputs

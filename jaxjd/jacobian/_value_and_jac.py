@@ -426,7 +426,6 @@ def evaluate(
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
     if chosen.method == "dense":
-        operator = engine.dense(function, inputs, positions)
-    else:
-        operator = engine.Chunked(inputs, function, positions, chunk_size)
+        return engine.dense_with_outputs(function, inputs, positions)
+    operator = engine.Chunked(inputs, function, positions, chunk_size)
     return operator, function.all_outputs(inputs)
