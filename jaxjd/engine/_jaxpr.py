@@ -100,14 +100,20 @@ def size(aval: Any) -> int:
     return math.prod(aval.shape)
 
 
-def kind(eqn: Any, memo: dict[int, Hashable] | None = None) -> Hashable:
+# For the id of a jaxpr, the jaxpr and what is equal for those that do the same.
+Memo = dict[int, tuple[Any, Hashable]]
+
+
+def kind(eqn: Any, memo: Memo | None = None) -> Hashable:
     """Equal for equations that do the same, to whatever operands.
 
-    `memo` is for many equations: functions that they share are looked at once.
+    Those that cannot be compared, because of side effects or custom derivatives, are
+    equal to themselves only. `memo` is for many equations: functions that they share
+    are looked at once.
     """
-    memo = {} if memo is None else memo
     if eqn.effects:
         return id(eqn)
+    memo = {} if memo is None else memo
     # The first place of each operand, because one may be there twice.
     first: dict[int, int] = {}
     operands = tuple(
@@ -131,7 +137,7 @@ def _literal(literal: Any) -> Hashable:
     return literal.aval, np.asarray(literal.val).tobytes()
 
 
-def _static(param: Any, memo: dict[int, Hashable]) -> Hashable:
+def _static(param: Any, memo: Memo) -> Hashable:
     """A parameter of an equation, equal for functions that are written alike."""
     if isinstance(param, ClosedJaxpr):
         return _written(param.jaxpr, memo), tuple(map(id, param.consts))
@@ -142,18 +148,18 @@ def _static(param: Any, memo: dict[int, Hashable]) -> Hashable:
     return param
 
 
-def _written(jaxpr: Any, memo: dict[int, Hashable]) -> Hashable:
+def _written(jaxpr: Any, memo: Memo) -> Hashable:
     """Equal for jaxprs that do the same."""
-    if id(jaxpr) in memo:
-        return memo[id(jaxpr)]
-    inputs = (*jaxpr.constvars, *jaxpr.invars)
-    sources: dict[Any, Hashable] = {v: n for n, v in enumerate(inputs)}
-    for n, eqn in enumerate(jaxpr.eqns):
-        sources.update((v, (n, index)) for index, v in enumerate(eqn.outvars))
+    if id(jaxpr) not in memo:
+        inputs = (*jaxpr.constvars, *jaxpr.invars)
+        sources: dict[Any, Hashable] = {v: n for n, v in enumerate(inputs)}
+        for n, eqn in enumerate(jaxpr.eqns):
+            sources.update((v, (n, index)) for index, v in enumerate(eqn.outvars))
 
-    def of(atoms: Sequence[Any]) -> tuple[Hashable, ...]:
-        return tuple(_literal(v) if is_literal(v) else sources[v] for v in atoms)
+        def of(atoms: Sequence[Any]) -> tuple[Hashable, ...]:
+            return tuple(_literal(v) if is_literal(v) else sources[v] for v in atoms)
 
-    eqns = tuple((kind(eqn, memo), of(eqn.invars)) for eqn in jaxpr.eqns)
-    memo[id(jaxpr)] = tuple(v.aval for v in inputs), eqns, of(jaxpr.outvars)
-    return memo[id(jaxpr)]
+        eqns = tuple((kind(eqn, memo), of(eqn.invars)) for eqn in jaxpr.eqns)
+        avals = tuple(v.aval for v in inputs)
+        memo[id(jaxpr)] = jaxpr, (avals, eqns, of(jaxpr.outvars))
+    return memo[id(jaxpr)][1]

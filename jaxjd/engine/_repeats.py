@@ -110,7 +110,7 @@ def repeats(eqns: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
 
     **Returns:** the first equation, how many are repeated, and how often they occur.
     """
-    memo: dict[int, Hashable] = {}
+    memo: _jaxpr.Memo = {}
     numbers: dict[Hashable, int] = {}
     kinds = [numbers.setdefault(_jaxpr.kind(eqn, memo), len(numbers)) for eqn in eqns]
     places: dict[int, list[int]] = {}
