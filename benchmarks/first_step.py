@@ -158,7 +158,7 @@ def main() -> None:
     on = machine(("jax", "flax", "optax"))
     results, text = [], on
     for row in rows:
-        results.append(measure(row, 1 if arguments.quick else 5))
+        results.append(measure(row, 1 if arguments.quick else 3))
         print(table(results).splitlines()[-1], flush=True)
         # Save after each row, so that a run that is cut short loses nothing.
         text = "\n\n".join([on, table(results)])

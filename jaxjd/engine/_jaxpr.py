@@ -140,16 +140,16 @@ def _literal(literal: Any) -> Hashable:
 def _static(param: Any, memo: Memo) -> Hashable:
     """A parameter of an equation, equal for functions that are written alike."""
     if isinstance(param, ClosedJaxpr):
-        return _written(param.jaxpr, memo), tuple(map(id, param.consts))
+        return written(param.jaxpr, memo), tuple(map(id, param.consts))
     if isinstance(param, Jaxpr):
-        return _written(param, memo)
+        return written(param, memo)
     if isinstance(param, tuple | list):
         return tuple(_static(item, memo) for item in param)
     return param
 
 
-def _written(jaxpr: Any, memo: Memo) -> Hashable:
-    """Equal for jaxprs that do the same."""
+def written(jaxpr: Any, memo: Memo) -> Hashable:
+    """Equal for jaxprs that do the same. Of closed-over arrays it is the identity."""
     if id(jaxpr) not in memo:
         inputs = (*jaxpr.constvars, *jaxpr.invars)
         sources: dict[Any, Hashable] = {v: n for n, v in enumerate(inputs)}

@@ -241,7 +241,7 @@ def _parts_by_reader(jaxpr: Any) -> list[tuple[tuple[int, ...], _repeats.Part]]:
             readers[id(eqn)] = (*readers.get(id(eqn), ()), n)
     labels = [readers.get(id(eqn), ()) for eqn in jaxpr.eqns]
     return [
-        (of, part._replace(call=jax.jit(part.call)) if len(of) > 1 else part)
+        (of, part._replace(is_called=len(of) > 1))
         for of, part in _repeats.runs(jaxpr, labels)
     ]
 
@@ -271,7 +271,7 @@ def _rows_of_piece(
 
             for readers, part in parts:
                 if n in readers:
-                    results = part.call(*map(read, part.inputs))
+                    results = part(*map(read, part.inputs))
                     values.update(zip(part.outputs, results, strict=True))
             return values[variable]
 

@@ -7,8 +7,9 @@ repeated part becomes such a function. XLA inlines the calls, so what it compile
 same, but the time until then no longer grows with every equation of every layer.
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -23,19 +24,54 @@ MIN_EQUATIONS = 8
 Label = TypeVar("Label", bound=Hashable)
 
 
+class Block:
+    """A jaxpr without constants, equal to those that do the same: static under `jit`.
+
+    So a step that is not under `jit` itself does not compile its layers each time.
+    """
+
+    def __init__(self, jaxpr: Any):
+        self.jaxpr = jaxpr
+
+    @functools.cached_property
+    def key(self) -> Hashable:
+        return _jaxpr.written(self.jaxpr, {})
+
+    @functools.cached_property
+    def key_hash(self) -> int:
+        return hash(self.key)
+
+    def __hash__(self) -> int:
+        return self.key_hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Block) and self.key == other.key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def repeated(block: Block, *operands: Array) -> list[Array]:
+    return jaxpr_as_fun(ClosedJaxpr(block.jaxpr, []))(*operands)
+
+
 class Part(NamedTuple):
     """Some equations of a jaxpr: a function of some of its variables to others."""
 
-    call: Callable[..., list[Array]]
+    block: Block
     inputs: list[Any]
     outputs: list[Any]
+    is_called: bool = False
+
+    def __call__(self, *operands: Array) -> list[Array]:
+        if self.is_called:
+            return repeated(self.block, *operands)
+        return jaxpr_as_fun(ClosedJaxpr(self.block.jaxpr, []))(*operands)
 
 
 def evaluate(jaxpr: Any, operands: Sequence[Any]) -> list[Any]:
     """Evaluate a jaxpr on values for its constants, then its arguments."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), operands, strict=True))
     for part in parts(jaxpr):
-        results = part.call(*[values[v] for v in part.inputs])
+        results = part(*[values[v] for v in part.inputs])
         values.update(zip(part.outputs, results, strict=True))
     return [v.val if _jaxpr.is_literal(v) else values[v] for v in jaxpr.outvars]
 
@@ -51,11 +87,9 @@ def parts(jaxpr: Any) -> list[Part]:
         starts = range(start, first, length)
         # All repetitions return what others use of any of them.
         results = sorted({place for n in starts for place in outputs(n, n + length)})
-        call = None
-        for n in starts:
-            part = _part(jaxpr, n, n + length, results)
-            call = call or jax.jit(part.call)
-            found.append(part._replace(call=call))
+        repetitions = [_part(jaxpr, n, n + length, results) for n in starts]
+        block = repetitions[0].block
+        found += [part._replace(block=block, is_called=True) for part in repetitions]
     if first < len(jaxpr.eqns):
         stop = len(jaxpr.eqns)
         found.append(_part(jaxpr, first, stop, outputs(first, stop)))
@@ -102,7 +136,7 @@ def _part(
     inputs = _free(eqns)
     outputs = [eqns[n].outvars[index] for n, index in results]
     body = jaxpr.replace(constvars=[], invars=inputs, outvars=outputs, eqns=eqns)
-    return Part(jaxpr_as_fun(ClosedJaxpr(body, [])), inputs, outputs)
+    return Part(Block(body), inputs, outputs)
 
 
 def repeats(eqns: Sequence[Any]) -> Iterator[tuple[int, int, int]]:

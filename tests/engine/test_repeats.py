@@ -28,8 +28,8 @@ X = normal(WIDTH)
 def calls(fun, *args):
     """How often each part that is called is called, in the order of its first call."""
     parts = _repeats.parts(jax.make_jaxpr(fun)(*args).jaxpr)
-    found = [part.call for part in parts if hasattr(part.call, "lower")]
-    return [found.count(call) for call in dict.fromkeys(found)]
+    found = [part.block for part in parts if part.is_called]
+    return [found.count(block) for block in dict.fromkeys(found)]
 
 
 def same_layers(weights, x):
@@ -109,6 +109,22 @@ def test_one_more_layer_adds_little():
     assert lines(12) - lines(11) <= 16
 
 
+def test_layers_are_compiled_once_outside_of_jit(caplog):
+    """A function that is traced anew has layers equal to those of before."""
+    x = normal(4, WIDTH)
+
+    def compiled():
+        caplog.clear()
+        with jax.log_compiles():
+            jaxjd.jac(same_layers, in_axes=(None, 0))(WEIGHTS, x)
+        messages = [record.getMessage() for record in caplog.records]
+        return any("Compiling" in text and "repeated" in text for text in messages)
+
+    jax.clear_caches()
+    assert compiled()
+    assert not compiled()
+
+
 def test_losses_at_each_layer_do_not_reach_the_heads_of_others():
     """A repeated part returns a loss and what goes on to the next part."""
 
@@ -123,14 +139,24 @@ def test_losses_at_each_layer_do_not_reach_the_heads_of_others():
     params = list(zip(WEIGHTS, heads, strict=True))
     assert calls(losses, params) == [DEPTH]
     rows = jax.jacrev(lambda p: jnp.stack(losses(p)))(params)
-    for method in ("dense", "structured"):
-        jac = jaxjd.jac(losses, method=method)(params)
+    operators = {}
+
+    @jax.jit
+    def both(params):
+        jacobians = {
+            method: jaxjd.jac(losses, method=method)(params)
+            for method in ("dense", "structured")
+        }
+        operators.update({m: jac._operator for m, jac in jacobians.items()})
+        return [jac.dense() for jac in jacobians.values()]
+
+    for found in both(params):
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12),
-            jac.dense(),
+            found,
             rows,
         )
-    dense = jaxjd.jac(losses, method="dense")(params)._operator
+    dense = operators["dense"]
     assert isinstance(dense, engine.Dense)
     # Layer n reaches the losses from its own on, its head only that one.
     everything = tuple(range(DEPTH))
@@ -148,14 +174,20 @@ def test_an_operand_in_two_places():
 
     params = {name: normal(4, 4, seed=n) for n, name in enumerate("ab")}
     i, j = jnp.array([0, 1]), jnp.array([2, 0])
-    jac = jaxjd.jac(fun, in_axes=(None, 0, 0))(params, i, j)
+    weights = jnp.array([0.3, -2.0])
+
+    @jax.jit
+    def products(params):
+        jac = jaxjd.jac(fun, in_axes=(None, 0, 0))(params, i, j)
+        return jac.gramian(), jac.vjp(weights)
+
+    gramian, combined = products(params)
     rows = jax.vmap(jax.grad(fun), (None, 0, 0))(params, i, j)
     flat = jnp.concatenate([x.reshape(2, -1) for x in jax.tree.leaves(rows)], 1)
-    np.testing.assert_allclose(jac.gramian(), flat @ flat.T, rtol=1e-12)
-    weights = jnp.array([0.3, -2.0])
+    np.testing.assert_allclose(gramian, flat @ flat.T, rtol=1e-12)
     wanted = jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), rows)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12),
-        jac.vjp(weights),
+        combined,
         wanted,
     )
