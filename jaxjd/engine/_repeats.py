@@ -152,20 +152,22 @@ def repeats(eqns: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
         places.setdefault(of, []).append(n)
     start = 0
     while start < len(eqns):
-        best = (start, 1, 1)
+        length, number = 1, 1
         for other in places[kinds[start]]:
-            length = other - start
-            if length < MIN_EQUATIONS:
+            longer = other - start
+            if longer < MIN_EQUATIONS:
                 continue
-            if start + 2 * length > len(eqns):
+            if start + 2 * longer > len(eqns):
                 break
-            number = _repetitions(kinds, start, length)
-            if number > 1 and number * length > best[1] * best[2]:
-                best = (start, length, _connected_alike(eqns, start, length, number))
-        _, length, number = best
+            alike = _repetitions(kinds, start, longer)
+            # The cheaper test first. Of two that cover as much, the shorter one.
+            if alike > 1 and alike * longer > length * number:
+                alike = _connected_alike(eqns, start, longer, alike)
+            if alike > 1 and alike * longer > length * number:
+                length, number = longer, alike
         if number > 1:
-            yield best
-        start += length * number if number > 1 else 1
+            yield start, length, number
+        start += length * number
 
 
 def _repetitions(kinds: Sequence[int], start: int, length: int) -> int:

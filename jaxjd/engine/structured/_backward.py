@@ -81,6 +81,7 @@ def both_passes(
         ]
         direct = {n: jnp.zeros_like(inputs[n]) for n in plan.direct}
         point = zeros, direct
+        # The walk is written down, so that layers that repeat are linearised once.
         closed, shape = jax.make_jaxpr(walked, return_shape=True)(point, inputs)
         structure = jax.tree.structure(shape)
         if num_losses == 1:
