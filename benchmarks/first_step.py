@@ -9,8 +9,9 @@ and one with a trunk of two layers and 8 heads, whose function returns all the l
 - jaxjd: `jaxjd.value_and_jac`, and `optax.chain(jaxjd.upgrad(), optax.adam(1e-3))`.
 
 Each measurement has a process of its own, because JAX keeps what it has traced. The two
-steps alternate. Times are medians over rounds, and ratios are medians of those of each
-round. A ratio is of trace and lower together. The script writes `first_step.md` and
+steps alternate. Seconds are of the processor, as other programs slow down tracing, which
+is work of one thread; to compile takes several. Times are medians over rounds, and
+ratios, of trace and lower together, are medians of those of each round. The script writes `first_step.md` and
 `first_step.json` to the folder `results` beside this file.
 """
 
@@ -72,17 +73,17 @@ def training_step(row: str, name: str) -> tuple[Callable[..., Any], tuple[Any, .
 
 
 def measure_here(row: str, name: str, compiled: bool) -> dict[str, float]:
-    """Seconds of each stage, in a process that has traced no other step."""
+    """Seconds of the processor of each stage, in a process that has traced no other step."""
     step, arguments = training_step(row, name)
-    start = time.perf_counter()
+    start = time.process_time()
     traced = jax.jit(step).trace(*arguments)
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     lowered = traced.lower()
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     found = {"trace": times[0] - start, "lower": times[1] - times[0]}
     if compiled:
         executable = lowered.compile()
-        found["compile"] = time.perf_counter() - times[1]
+        found["compile"] = time.process_time() - times[1]
         analysis: Any = executable.cost_analysis()
         found["GFLOP"] = analysis["flops"] / 1e9
     return found
