@@ -9,10 +9,10 @@ and one with a trunk of two layers and 8 heads, whose function returns all the l
 - jaxjd: `jaxjd.value_and_jac`, and `optax.chain(jaxjd.upgrad(), optax.adam(1e-3))`.
 
 Each measurement has a process of its own, because JAX keeps what it has traced. The two
-steps alternate. Seconds are of the processor, as other programs slow down tracing, which
-is work of one thread; to compile takes several. Times are medians over rounds, and
-ratios, of trace and lower together, are medians of those of each round. The script writes `first_step.md` and
-`first_step.json` to the folder `results` beside this file.
+steps alternate. Seconds are of the processor, because other programs slow down tracing,
+which is work of one thread; to compile takes several. Times are medians over rounds.
+Ratios, of trace and lower together, are medians of those of each round. The script
+writes `first_step.md` and `first_step.json` to the folder `results` beside this file.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def training_step(row: str, name: str) -> tuple[Callable[..., Any], tuple[Any, .
 
 
 def measure_here(row: str, name: str, compiled: bool) -> dict[str, float]:
-    """Seconds of the processor of each stage, in a process that has traced no other step."""
+    """Seconds of each stage, in a process that has traced no other step."""
     step, arguments = training_step(row, name)
     start = time.process_time()
     traced = jax.jit(step).trace(*arguments)
