@@ -61,6 +61,10 @@ class Part(NamedTuple):
     outputs: list[Any]
     is_called: bool = False
 
+    @property
+    def is_worth_a_call(self) -> bool:
+        return len(self.block.jaxpr.eqns) >= MIN_EQUATIONS
+
     def __call__(self, *operands: Array) -> list[Array]:
         if self.is_called:
             return repeated(self.block, *operands)
