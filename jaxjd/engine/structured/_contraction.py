@@ -12,6 +12,7 @@ products of all pairs of gradients:
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal
@@ -73,6 +74,15 @@ class Factors:
     def sizes(self) -> Sizes:
         _, _, b, t, o = self.right.shape
         return Sizes(b, t, self.num_inputs, o)
+
+    def split(self, parts: int) -> list["Factors"]:
+        """Those of consecutive examples, about equally many in each part."""
+        m = self.right.shape[0]
+        bounds = [m * n // parts for n in range(parts + 1)]
+        return [
+            dataclasses.replace(self, left=self.left[a:z], right=self.right[a:z])
+            for a, z in itertools.pairwise(bounds)
+        ]
 
 
 def joined(uses: Sequence[Factors]) -> Factors:

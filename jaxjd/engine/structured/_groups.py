@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,12 @@ from jaxjd.engine.structured._plan import Group, Plan, form, joint
 # Keep a parameter's rows only if they are at most this many times larger than its
 # factors.
 REUSED_PER_KEPT = 2
+
+# On a CPU, rows are multiplied in at most so many parts, of at least so many examples,
+# to compute only the upper triangle of their products. With smaller parts nothing is
+# gained: such a product takes as long as it takes to read its operands. A GPU would
+# have as much to do for each part as for all rows together.
+MAX_PARTS, EXAMPLES_PER_PART = 4, 16
 
 
 class Point(NamedTuple):
@@ -185,9 +192,10 @@ def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array,
         factors = _factors_of(left, groups)
         others = factors if right is left else _factors_of(right, groups)
         return _contraction.PRODUCTS[way](factors, others)
+    if groups[0].uniform and right is left:
+        return _of_parts(_products.gramian, _factors_of(left, groups))
     if groups[0].uniform:
-        x = [_blocks(left, groups)]
-        y = x if right is left else [_blocks(right, groups)]
+        x, y = [_blocks(left, groups)], [_blocks(right, groups)]
     else:
         (group,) = groups
         x = list(gradients(left, group).values())
@@ -223,7 +231,8 @@ def combination(
         for group in groups:
             combined |= _weighted_gradients(point, group, weights)
     elif groups[0].uniform:
-        (all_outputs,) = _products.combine(weights.ravel(), [_blocks(point, groups)])
+        combine = partial(_products.combine_parts, weights.ravel())
+        all_outputs = _of_parts(combine, _factors_of(point, groups))
         first = 0
         for group in groups:
             use = point.plan.uses[group.uses[0]]
@@ -278,6 +287,28 @@ def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
     """The rows of groups that share a left factor, the outputs of all together."""
     blocks = _contraction.gradients(_factors_of(point, groups))
     return blocks.reshape(point.num_rows, *blocks.shape[2:])
+
+
+def _of_parts(
+    function: Callable[[list[Float[Array, "r b i o"]]], Array], factors: Factors
+) -> Array:
+    """A function of rows in parts. The parts are formed one by one.
+
+    The parts are arrays of their own because XLA would copy slices of a single one.
+    """
+
+    def of(number: int, factors: Factors) -> Array:
+        blocks = [_contraction.gradients(part) for part in factors.split(number)]
+        return function([x.reshape(-1, *x.shape[2:]) for x in blocks])
+
+    number = min(MAX_PARTS, factors.right.shape[0] // EXAMPLES_PER_PART)
+    # With many positions, such as those of an image, nearly all of the time is spent on
+    # the rows, and parts would only add to it.
+    if number <= 1 or factors.sizes().t > 2 * factors.num_rows:
+        return of(1, factors)
+    return jax.lax.platform_dependent(
+        factors, cpu=partial(of, number), default=partial(of, 1)
+    )
 
 
 def _reuses_rows(point: Point, groups: Sequence[Group]) -> bool:
