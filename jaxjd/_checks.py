@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """A Gramian, in float32 if it was narrower.
 
+    It may be a `jax.ShapeDtypeStruct` for a weighting that reads nothing else.
+
     **Raises:** `ValueError` if it is not square. `TypeError` if it is not a real array,
     such as the Jacobian itself.
     """
@@ -23,21 +25,23 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
             "`jaxjd.NAME().update(jac, state, params)`."
         )
     try:
-        G = jnp.asarray(gramian)
+        shape_only = isinstance(gramian, jax.ShapeDtypeStruct)
+        G = gramian if shape_only else jnp.asarray(gramian)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`gramian` must be the matrix J Jᵀ, [m, m]. Got {type(gramian).__name__}. "
             "Gradients go to a transformation: `jaxjd.NAME().update(gradients, state, "
             "params)`."
         ) from error
-    if G.ndim != 2 or G.shape[0] != G.shape[1] or not G.size:
+    if len(G.shape) != 2 or G.shape[0] != G.shape[1] or not G.size:
         raise ValueError(
             f"`gramian` must be a square matrix, [m, m]. Got shape {G.shape}."
         )
     if not jnp.issubdtype(G.dtype, jnp.floating):
         raise TypeError(f"`gramian` must be real floating-point. Got {G.dtype}.")
     # Not jnp.promote_types, which keeps the weak type of a Python number.
-    return G.astype(jnp.float64 if G.dtype == jnp.float64 else jnp.float32)
+    dtype = jnp.float64 if G.dtype == jnp.float64 else jnp.float32
+    return G.update(dtype=dtype) if shape_only else G.astype(dtype)
 
 
 def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
@@ -67,6 +71,8 @@ def present_only(
     """
     gramian = check_gramian(gramian)
     mask = check_mask(mask, gramian.shape[0])
+    if isinstance(gramian, jax.ShapeDtypeStruct):
+        return gramian, mask
     return jnp.where(mask[:, None] & mask[None], gramian, 0), mask
 
 

@@ -74,6 +74,14 @@ class Operator(abc.ABC):
     def restrict(self, kept: Sequence[int]) -> "Operator":
         """J with respect to the parameters at these places in the list."""
 
+    def vjp_alone(self, weights: Float[Array, " m"]) -> list[Array]:
+        """`Jᵀ w` where nothing else of J is needed: by one backward pass.
+
+        Rows, or what they are made of, may cost a backward pass each. XLA leaves them
+        out where nothing else depends on them.
+        """
+        return self.vjp(weights)
+
     def products(self, other: "Operator") -> Float[Array, "m k"]:
         """`J₁ J₂ᵀ` for another operator with k rows and the same list of parameters."""
         left = row_blocks(self)

@@ -95,10 +95,17 @@ class Jacobian(metaclass=ExplainsItself):
 
         **Raises:** `ValueError` if `weights` is shaped differently.
         """
+        return self._pulled_back(weights, self._operator.vjp)
+
+    def _vjp_alone(self, weights: Float[Array, " m"]) -> PyTree[Float[Array, "..."]]:
+        """`vjp` where nothing else of $J$ is needed: one backward pass."""
+        return self._pulled_back(weights, self._operator.vjp_alone)
+
+    def _pulled_back(
+        self, weights: PyTree, vjp: Callable[[Float[Array, " m"]], list[Array]]
+    ) -> PyTree:
         flat = self._losses.flatten("weights", weights)
-        return self._parameters.unflatten(
-            self._operator.vjp(self._losses.to_engine(flat))
-        )
+        return self._parameters.unflatten(vjp(self._losses.to_engine(flat)))
 
     def jvp(self, tangent: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
         """$J d$: how the losses change along a direction in parameter space.

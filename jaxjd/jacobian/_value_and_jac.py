@@ -1,5 +1,6 @@
 """The entry points `value_and_jac`, `jac` and `explain`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
@@ -425,8 +426,8 @@ def evaluate(
         assert chosen.plan is not None
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
+    operator: engine.Operator = engine.Chunked(inputs, function, positions, chunk_size)
     if chosen.method == "dense":
-        operator = engine.dense(function, inputs, positions)
-    else:
-        operator = engine.Chunked(inputs, function, positions, chunk_size)
+        rows = engine.dense(function, inputs, positions)
+        operator = dataclasses.replace(rows, origin=operator)
     return operator, function.all_outputs(inputs)

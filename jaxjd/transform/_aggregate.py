@@ -5,17 +5,22 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, ParamSpec
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 from optax.experimental import aggregating
 
+from jaxjd import scalarization
 from jaxjd import weighting as weightings
+from jaxjd._numerics import accumulation_dtype
 from jaxjd._typing import PyTree
 from jaxjd.jacobian import Jacobian
+from jaxjd.scalarization import Scalarizer
 from jaxjd.transform._arguments import check_extra_args, needed, resolved
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.weighting import Weighting
+from jaxjd.weighting._weighting import Part
 
 P = ParamSpec("P")
 
@@ -27,7 +32,9 @@ class AggregateState(NamedTuple):
 
 
 def aggregate(
-    weighting: Weighting | Callable[[Float[Array, "m m"]], Float[Array, " m"]],
+    weighting: Weighting
+    | Scalarizer
+    | Callable[[Float[Array, "m m"]], Float[Array, " m"]],
     *,
     wrt: PyTree[bool] | Callable[[optax.Params], PyTree[bool]] | None = None,
     features: str | Sequence[str] | None = None,
@@ -42,14 +49,15 @@ def aggregate(
     Its `update` takes the extra argument `mask`, m bools, False for the losses that are
     missing from this batch. The update is what it would be without them. Their
     gradients must still be finite: a missing loss that is NaN makes the update NaN.
-    Some weightings take `losses` or `cross_gramian` too. Other extra arguments are
+    Some weightings take `losses`, `losses_after` or `cross_gramian` too. Other extra arguments are
     ignored, as the links of optax do, but a name that is close to one of these gives a
     warning.
 
     **Arguments:**
 
     - `weighting`: from [`jaxjd.weighting`][], or any function from a Gramian to m
-      weights.
+      weights. Or a scalarizer from [`jaxjd.scalarization`][], whose weights come from
+      the losses: then no Gramian is computed.
     - `wrt`: a pytree of bools like the parameters or a prefix of them, or a function
       from the parameters to one. The weights then come from the Gramian of the chosen
       parameters only, and are applied to all of them: partial Jacobian descent.
@@ -74,6 +82,8 @@ def aggregate(
     Sener & Koltun (2018), arXiv:1810.04650, section 3.3.
     """
     check_aggregated(weighting)
+    if isinstance(weighting, Scalarizer):
+        weighting = weighting.weighting
     if wrt is not None and features is not None:
         raise ValueError(
             "`wrt` and `features` both say where the weights come from. Give one."
@@ -99,10 +109,14 @@ def aggregate(
             chosen = jacobian.restrict(resolved(wrt, needed(params)))
         elif features is not None:
             chosen, vjp = jacobian._split(features)
-        gramian = chosen.gramian()
         if isinstance(weighting, Weighting):
+            if weighting.reads == "shape":
+                vjp = jacobian._vjp_alone
             weights, weighting_state = weighting.update(
-                gramian, state.weighting, mask=mask, **extra_args
+                part_of_gramian(chosen, weighting.reads),
+                state.weighting,
+                mask=mask,
+                **extra_args,
             )
         else:
             if mask is not None:
@@ -110,7 +124,7 @@ def aggregate(
                     "`mask` is given, but the weighting is a plain function of the "
                     "Gramian, which cannot know it. Make it a `jaxjd.Weighting`."
                 )
-            weights, weighting_state = weighting(gramian), state.weighting
+            weights, weighting_state = weighting(chosen.gramian()), state.weighting
         if jnp.shape(weights) != (jacobian.num_losses,):
             raise ValueError(
                 f"`weighting` must return one weight for each of the "
@@ -121,9 +135,20 @@ def aggregate(
     return aggregating.Aggregator(init_fn, update_fn)
 
 
+def part_of_gramian(jacobian: Jacobian, part: Part) -> Any:
+    """What a weighting reads of the Gramian. Nothing else is computed."""
+    m = jacobian.num_losses
+    if part == "diagonal":
+        return jnp.diag(jacobian.squared_norms())
+    if part == "shape":
+        like = [jnp.zeros((), dtype) for dtype in jacobian._operator.dtypes]
+        return jax.ShapeDtypeStruct((m, m), accumulation_dtype(*like))
+    return jacobian.gramian()
+
+
 def check_aggregated(weighting: object) -> None:
     """**Raises:** `TypeError` if it is not a weighting or a function of a Gramian."""
-    if isinstance(weighting, Weighting):
+    if isinstance(weighting, Weighting | Scalarizer):
         return
     name = getattr(weighting, "__name__", None)
     if isinstance(weighting, optax.GradientTransformation):
@@ -132,6 +157,8 @@ def check_aggregated(weighting: object) -> None:
         got = "a Jacobian, which `update` takes"
     elif isinstance(name, str) and getattr(weightings, name, None) is weighting:
         got = f"a function that makes one: write `jaxjd.weighting.{name}(...)`"
+    elif isinstance(name, str) and getattr(scalarization, name, None) is weighting:
+        got = f"a function that makes one: write `jaxjd.scalarization.{name}(...)`"
     elif isinstance(name, str) and getattr(weighting, "__module__", "") == "jaxjd":
         got = f"a function that makes a transformation: write `jaxjd.{name}(...)`"
     elif callable(weighting):
@@ -144,9 +171,14 @@ def check_aggregated(weighting: object) -> None:
     )
 
 
-def aggregator(make: Callable[P, Weighting]) -> Callable[P, aggregating.Aggregator]:
-    """Turn the maker of a weighting into that of its transformation."""
+def aggregator(
+    make: Callable[P, Weighting | Scalarizer],
+) -> Callable[P, aggregating.Aggregator]:
+    """Turn the maker of a weighting or a scalarizer into that of its transformation."""
     name = make.__name__
+    room = (
+        "scalarization" if getattr(scalarization, name, None) is make else "weighting"
+    )
 
     def transformation(*args: P.args, **kwargs: P.kwargs) -> aggregating.Aggregator:
         return aggregate(make(*args, **kwargs))
@@ -162,7 +194,7 @@ def aggregator(make: Callable[P, Weighting]) -> Callable[P, aggregating.Aggregat
         return_annotation=aggregating.Aggregator
     )
     transformation.__doc__ = (
-        f"The aggregator with the weights of [`jaxjd.weighting.{name}`][].\n\n"
+        f"The aggregator with the weights of [`jaxjd.{room}.{name}`][].\n\n"
         "    An optax transformation, the first link of a chain: its `update` takes a\n"
         "    [`jaxjd.Jacobian`][] and returns the update $J^\\top w$. See\n"
         "    [`jaxjd.aggregate`][] for its extra arguments and its errors.\n\n"

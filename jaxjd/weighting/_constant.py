@@ -26,4 +26,4 @@ def constant(weights: Float[Array, " m"] | Sequence[float]) -> Weighting:
         given = check_length("weights", checked, gramian.shape[0])
         return jnp.where(mask, given.astype(gramian.dtype), 0)
 
-    return stateless(constant_weights)
+    return stateless(constant_weights, reads="shape")

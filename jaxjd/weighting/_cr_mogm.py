@@ -104,4 +104,4 @@ def cr_mogm(
         kept = keep_unless(finite, new, state)._replace(weighting=inner)
         return jnp.where(mask, moved, 0), kept
 
-    return Weighting(init, update)
+    return Weighting(init, update, weighting.reads)

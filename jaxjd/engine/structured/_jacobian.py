@@ -132,9 +132,18 @@ class Structured(StructuredOperator):
             for i, x in point.items()
         ]
 
+    def vjp_alone(self, weights: Float[Array, " m"]) -> list[Array]:
+        if self.plan.function.axes is not None:
+            return self.vjp(weights)  # Its examples share one backward pass already.
+        return self._function.vjp(weights)
+
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
-        function = self.plan.function
-        return Chunked(self.inputs, function, self.argnums, None).jvp(tangents)
+        return self._function.jvp(tangents)
+
+    @property
+    def _function(self) -> Chunked:
+        """The same Jacobian by passes through the function itself."""
+        return Chunked(self.inputs, self.plan.function, self.argnums, None)
 
     def restrict(self, kept: Sequence[int]) -> "Structured":
         return dataclasses.replace(self, argnums=tuple(self.argnums[i] for i in kept))
