@@ -93,7 +93,7 @@ class Dense(Operator):
         ]
 
     def vjp_alone(self, weights: Float[Array, " m"]) -> list[Array]:
-        return (self.origin or super()).vjp(weights)
+        return (self.origin or self).vjp(weights)
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         return _products.products(self.rows(), [t[None] for t in tangents])[:, 0]

@@ -36,6 +36,6 @@ def check_not_negative(values: Float[Array, " m"], mask: Bool[Array, " m"]) -> N
     present = np.asarray(values)[np.asarray(mask)]
     if (present < 0).any():
         raise ValueError(
-            f"`losses` must not be negative: geometric_mean takes their logarithms. Got "
-            f"{present.min()}."
+            "`losses` must not be negative: geometric_mean takes their logarithms. "
+            f"Got {present.min()}."
         )

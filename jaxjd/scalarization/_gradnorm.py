@@ -122,7 +122,6 @@ def gradnorm(
         dtype = values.dtype
         now = jnp.where(mask, values, 1)
         first = jnp.where(state.started, state.first.astype(dtype), now)
-        started = state.started | (mask & usable)
         count = jnp.maximum(mask.sum(), 1).astype(dtype)
         progress = now / first
         rates = progress / (sum_of_present(progress, mask) / count)
@@ -130,6 +129,7 @@ def gradnorm(
         targets = sum_of_present(sizes, mask) / count * rates ** like(power, values)
         gradient = jnp.sign(sizes - targets) * norms
         usable &= jnp.where(mask, jnp.isfinite(gradient), True).all()
+        started = state.started | (mask & usable)
         learned = step(state.learned, gradient, mask, usable, tx)
         # The weights of the losses that are present have the sum that they had.
         moved = jnp.maximum(learned.scales, 0)

@@ -1,9 +1,10 @@
 """The type of all scalarizers, and how to make one from a function.
 
-A scalarizer turns m losses $\\ell$ into one scalar $s(\\ell)$, for `jax.value_and_grad`.
-The gradient of $s(\\ell(\\theta))$ is $J^\\top \\nabla s(\\ell)$: a combination of the
-rows of J whose weights come from the losses alone. So each scalarizer is also a
-weighting, one that reads nothing of the Gramian:
+A scalarizer turns m losses $\\ell$ into one scalar $s(\\ell)$, which
+`jax.value_and_grad` differentiates. The gradient of $s(\\ell(\\theta))$ is
+$J^\\top \\nabla s(\\ell)$: a combination of the rows of J whose weights come from the
+losses alone. So each scalarizer is also a weighting, which reads no more of the Gramian
+than its shape:
 
 - `mean`: the mean of the losses, whose weights are $1/m$;
 - `geometric_mean`: its weights are in the proportions of $1/\\ell_i$;

@@ -49,9 +49,9 @@ def aggregate(
     Its `update` takes the extra argument `mask`, m bools, False for the losses that are
     missing from this batch. The update is what it would be without them. Their
     gradients must still be finite: a missing loss that is NaN makes the update NaN.
-    Some weightings take `losses`, `losses_after` or `cross_gramian` too. Other extra arguments are
-    ignored, as the links of optax do, but a name that is close to one of these gives a
-    warning.
+    Some weightings take `losses`, `losses_after` or `cross_gramian` too. Other extra
+    arguments are ignored, as the links of optax do, but a name that is close to one of
+    these gives a warning.
 
     **Arguments:**
 
@@ -176,9 +176,8 @@ def aggregator(
 ) -> Callable[P, aggregating.Aggregator]:
     """Turn the maker of a weighting or a scalarizer into that of its transformation."""
     name = make.__name__
-    room = (
-        "scalarization" if getattr(scalarization, name, None) is make else "weighting"
-    )
+    of_losses = getattr(scalarization, name, None) is make
+    room = "scalarization" if of_losses else "weighting"
 
     def transformation(*args: P.args, **kwargs: P.kwargs) -> aggregating.Aggregator:
         return aggregate(make(*args, **kwargs))
