@@ -34,7 +34,7 @@ def cosmos(
     `preference` is not a vector of finite nonnegative reals. When used, `ValueError` if
     the preference does not have m entries.
 
-    **Reference:** Ruchte & Grabocka (2021), arXiv:2103.13392, equation 4.
+    **Reference:** Ruchte & Grabocka (2021), arXiv:2103.13392.
     """
     strength = check_number("penalty", penalty, "[0, inf)")
     weights = None

@@ -92,7 +92,8 @@ def famo(
     `reference` is not m finite reals, or `optimizer` is not an optimizer. When used,
     `ValueError` if `losses_after` is not given, or there are not `num_losses` losses.
 
-    **Reference:** Liu et al. (2023), arXiv:2306.03792, Algorithm 1 and equation 8.
+    **Reference:** Liu et al. (2023), arXiv:2306.03792. The weights are scaled to sum 1
+    as in the code of the authors.
     """
     size = check_integer("num_losses", num_losses, least=1)
     bounds = check_reference(reference)

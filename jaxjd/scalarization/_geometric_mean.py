@@ -19,7 +19,7 @@ def geometric_mean() -> Scalarizer:
     is under `jit` and `grad`, the scalar is NaN instead.
 
     **Reference:** Chennupati et al. (2019), MultiNet++: Multi-Stream Feature
-    Aggregation and Geometric Loss Strategy for Multi-Task Learning, equation 5.
+    Aggregation and Geometric Loss Strategy for Multi-Task Learning.
     """
     return stateless("geometric_mean", of_present, check=check_not_negative)
 

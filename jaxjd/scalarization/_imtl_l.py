@@ -32,7 +32,7 @@ def imtl_l(
     `num_losses` losses.
 
     **Reference:** Liu et al. (2021), Towards Impartial Multi-task Learning, section
-    3.2, with $a = e$ and $b = 0$.
+    3.2, with $a = e$ and $b = 1$.
     """
     return learned("imtl_l", scaled_sum, num_losses, optimizer)
 

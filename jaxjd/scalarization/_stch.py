@@ -37,7 +37,7 @@ def stch(
     a vector is not one of finite reals, or a preference is negative. When used,
     `ValueError` if a vector does not have m entries.
 
-    **Reference:** Lin et al. (2024), arXiv:2402.19078, equation 9.
+    **Reference:** Lin et al. (2024), arXiv:2402.19078.
     """
     mu = check_number("smoothing", smoothing, "(0, inf)")
     weights = None

@@ -30,8 +30,8 @@ def uw(
     or `optimizer` is not an optimizer. When used, `ValueError` if there are not
     `num_losses` losses.
 
-    **Reference:** Kendall et al. (2018), arXiv:1705.07115, equations 7 and 10, in the
-    form of section 3.2 for $s$. The default rate is that of Chen et al. (2018).
+    **Reference:** Kendall et al. (2018), arXiv:1705.07115, equation 7, with $s = \log
+    \sigma^2$. The default rate is that of GradNorm's paper for both.
     """
     return learned("uw", uncertain_sum, num_losses, optimizer)
 

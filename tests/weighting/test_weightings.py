@@ -394,8 +394,8 @@ def test_a_weighting_is_a_function_to_jax():
         jax.vmap(weighting)(gramian()[None]), weigh("mean", gramian())[None]
     )
     init, update = weighting
-    assert weighting == jaxjd.Weighting(init, update)
-    assert {weighting: 0}[jaxjd.Weighting(init, update)] == 0
+    assert weighting == jaxjd.Weighting(init, update, "shape")
+    assert {weighting: 0}[jaxjd.Weighting(init, update, "shape")] == 0
     with pytest.raises(TypeError, match="has a state and cannot simply be called"):
         jax.jit(jaxjd.weighting.pcgrad())(gramian())
 
