@@ -456,7 +456,9 @@ def test_losses_of_tasks_need_no_rows_where_parameters_outweigh_activations(batc
     def losses(params, x):
         for weight in params["trunk"]:
             x = jnp.tanh(x @ weight)
-        return jnp.mean((x @ params["heads"]) ** 2, axis=0)
+        if batch == 16:
+            return jnp.mean((x @ params["heads"]) ** 2, axis=0)
+        return [jnp.mean((x @ params["heads"][:, i]) ** 2) for i in range(m)]
 
     def temporary(method: str) -> int:
         def step(params, x):
@@ -699,7 +701,8 @@ class TestExplain:
         ("how", "method", "reason"),
         [
             ({"in_axes": (None, 0, 0)}, "structured", "is written for one example"),
-            ({}, "chunked", "activations outweigh parameters"),
+            ({}, "structured", "forming no rows takes less time"),
+            ({"memory": 0}, "chunked", "needs least memory"),
             ({"chunk_size": 2}, "chunked", "and `chunk_size` is given"),
             ({"contraction": "rows"}, "structured", "`contraction` is given"),
             ({"method": "dense"}, "dense", "it was asked for"),
@@ -736,7 +739,25 @@ class TestExplain:
         square = jnp.ones((64, 64))
         explanation = jaxjd.explain(losses)((square, square), jnp.ones((2, 64)))
         assert explanation.method == "structured"
-        assert "parameters outweigh activations" in explanation.reason
+        assert "forming no rows takes less time" in explanation.reason
+
+    def test_the_slower_method_is_taken_if_only_it_fits(self):
+        def heads(p, x):
+            for weight in p["trunk"]:
+                x = jnp.tanh(x @ weight)
+            return [jnp.sum((x @ head) ** 2) for head in p["heads"]]
+
+        trunk = [jnp.ones(shape) for shape in ((784, 512), (512, 512), (512, 512))]
+        two = {"trunk": trunk, "heads": [jnp.ones((512, 10))] * 2}
+
+        def method(memory):
+            explanation = jaxjd.explain(heads, memory=memory)(two, jnp.ones((256, 784)))
+            return explanation.method
+
+        rows = 2 * 4 * (784 + 512 + 512) * 512 + 4 * 2 * 5120
+        assert method(rows) == "dense"
+        # The cotangents of 256 examples are half as large.
+        assert method(rows - 1) == "structured"
 
     def test_a_metric_that_is_no_loss_shows(self):
         """Without `has_aux`, every returned value counts as a loss."""
