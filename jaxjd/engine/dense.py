@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from jaxjd._numerics import accumulation_dtype, symmetric
 from jaxjd.engine import _pieces, _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
+
+if TYPE_CHECKING:
+    from jaxjd.engine.chunked import Chunked
 
 
 @partial(
@@ -35,7 +38,7 @@ class Dense(Operator):
     leaves: list[Array]
     m: int
     places: tuple[tuple[int, ...], ...]
-    origin: Operator | None = None
+    origin: "Chunked | None" = None
 
     @property
     def num_rows(self) -> int:
@@ -92,8 +95,13 @@ class Dense(Operator):
             for leaf, held in zip(self.leaves, self.places, strict=True)
         ]
 
-    def vjp_alone(self, weights: Float[Array, " m"]) -> list[Array]:
-        return (self.origin or self).vjp(weights)
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        return self.vjp if self.origin is None else self.origin.backward()
+
+    def anew(self) -> Operator:
+        if self.origin is None:
+            return self
+        return dataclasses.replace(self.origin.in_memory(), origin=self.origin)
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         return _products.products(self.rows(), [t[None] for t in tangents])[:, 0]

@@ -95,17 +95,24 @@ class Jacobian(metaclass=ExplainsItself):
 
         **Raises:** `ValueError` if `weights` is shaped differently.
         """
-        return self._pulled_back(weights, self._operator.vjp)
+        flat = self._losses.flatten("weights", weights)
+        return self._pulled_back(flat, self._operator.vjp)
 
-    def _vjp_alone(self, weights: Float[Array, " m"]) -> PyTree[Float[Array, "..."]]:
+    def _backward(self) -> Callable[[Float[Array, " m"]], PyTree]:
         """`vjp` where nothing else of $J$ is needed: one backward pass."""
-        return self._pulled_back(weights, self._operator.vjp_alone)
+        vjp = self._operator.backward()
+        return lambda weights: self._pulled_back(weights, vjp)
 
     def _pulled_back(
-        self, weights: PyTree, vjp: Callable[[Float[Array, " m"]], list[Array]]
+        self,
+        weights: Float[Array, " m"],
+        vjp: Callable[[Float[Array, " m"]], list[Array]],
     ) -> PyTree:
-        flat = self._losses.flatten("weights", weights)
-        return self._parameters.unflatten(vjp(self._losses.to_engine(flat)))
+        return self._parameters.unflatten(vjp(self._losses.to_engine(weights)))
+
+    def _anew(self) -> "Jacobian":
+        """The same, computed from the arguments of the function where it is used."""
+        return dataclasses.replace(self, _operator=self._operator.anew())
 
     def jvp(self, tangent: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
         """$J d$: how the losses change along a direction in parameter space.

@@ -428,6 +428,5 @@ def evaluate(
         return engine.structured(chosen.plan, inputs, chunk_size)
     operator: engine.Operator = engine.Chunked(inputs, function, positions, chunk_size)
     if chosen.method == "dense":
-        rows = engine.dense(function, inputs, positions)
-        operator = dataclasses.replace(rows, origin=operator)
+        operator = dataclasses.replace(operator.in_memory(), origin=operator)
     return operator, function.all_outputs(inputs)

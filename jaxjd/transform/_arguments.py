@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -43,17 +43,39 @@ def needed(params: optax.Params | None) -> optax.Params:
     return params
 
 
+def is_function(tree: object) -> bool:
+    """Whether a function was given, where a tree may be too.
+
+    An Equinox module is callable, and a module of bools or labels is still a tree. So,
+    as in `optax.masked`, an object is a function only if it is its own only leaf.
+    """
+    leaves = jax.tree.leaves(tree)
+    return callable(tree) and len(leaves) == 1 and leaves[0] is tree
+
+
 def resolved(
     tree: PyTree[Leaf] | Callable[[optax.Params], PyTree[Leaf]],
     params: optax.Params,
 ) -> PyTree[Leaf]:
     """Resolve a function of the parameters to the tree that it returns.
 
-    A tree may also be given itself, like the parameters or a prefix of them. An Equinox
-    module is callable, and a module of bools or labels is still a tree. So, as in
-    `optax.masked`, an object counts as a function only if it is its own only leaf.
+    A tree may also be given itself, like the parameters or a prefix of them.
     """
-    leaves = jax.tree.leaves(tree)
-    if callable(tree) and len(leaves) == 1 and leaves[0] is tree:
-        return tree(params)
-    return as_prefix(tree, params)
+    return tree(params) if is_function(tree) else as_prefix(tree, params)
+
+
+def labels_of(
+    name: str, labels: PyTree[Hashable], params: optax.Params
+) -> list[Hashable]:
+    """One label for each parameter, from a tree like them or a prefix of them.
+
+    **Raises:** `ValueError` if the tree is not one.
+    """
+    try:
+        tree = jax.tree.broadcast(as_prefix(labels, params), params)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be structured like the parameters or a prefix of them, "
+            f"{jax.tree.structure(params)}. Got {jax.tree.structure(labels)}."
+        ) from error
+    return jax.tree.leaves(tree)
