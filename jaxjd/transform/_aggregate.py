@@ -99,10 +99,10 @@ def aggregate(
     **Raises:** `TypeError` if `weighting` is neither a weighting nor a function of a
     Gramian; `ValueError` if more than one of `wrt`, `features` and `group` are given;
     `ValueError` or `TypeError` if `group`, `every` or `num_losses` are not as they
-    should be. When `update` is traced, `TypeError` if it gets neither a Jacobian nor arrays; `ValueError` if the
-    arrays do not have the shapes of the parameters behind one leading axis (an ordinary
-    gradient), if a part of the parameters was masked out by `optax.masked` or
-    `optax.partition` (use [`jaxjd.partition`][]), if the weighting does not return m
+    should be. When `update` is traced, `TypeError` if it gets neither a Jacobian nor
+    arrays; `ValueError` if the arrays do not have the shapes of the parameters behind
+    one leading axis (an ordinary gradient), if there are not `num_losses` losses, if a
+    part of the parameters was masked out by `optax.masked` or `optax.partition` (use [`jaxjd.partition`][]), if the weighting does not return m
     weights, or if the function does not name the features.
 
     **References:** Quinton & Rey (2024), arXiv:2406.16232, section 2.2; for `features`

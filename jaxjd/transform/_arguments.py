@@ -37,7 +37,7 @@ def needed(params: optax.Params | None) -> optax.Params:
     """**Raises:** `ValueError` if `update` was not given the parameters."""
     if params is None:
         raise ValueError(
-            "`params` must be given to `update`, for `wrt` or `labels` to be found: "
+            "`params` must be given to `update`, for `wrt`, `group` or `labels` to be found: "
             "`tx.update(updates, state, params)`."
         )
     return params
