@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
+import optax
 from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Float
 
@@ -151,7 +152,7 @@ class Jacobian(metaclass=ExplainsItself):
         """
         flags = self._parameters.broadcast("wrt", wrt)
         for flag in flags:
-            if not isinstance(flag, bool | np.bool_):
+            if not isinstance(flag, bool | np.bool_ | optax.MaskedNode):
                 raise TypeError(
                     "`wrt` must hold bools, True for the parameters to keep, which are "
                     f"known when it is traced. Got {flag!r}."

@@ -102,8 +102,9 @@ def aggregate(
     should be. When `update` is traced, `TypeError` if it gets neither a Jacobian nor
     arrays; `ValueError` if the arrays do not have the shapes of the parameters behind
     one leading axis (an ordinary gradient), if there are not `num_losses` losses, if a
-    part of the parameters was masked out by `optax.masked` or `optax.partition` (use [`jaxjd.partition`][]), if the weighting does not return m
-    weights, or if the function does not name the features.
+    part of the parameters was masked out by `optax.masked` or `optax.partition` (use
+    [`jaxjd.partition`][]), if the weighting does not return m weights, or if the
+    function does not name the features.
 
     **References:** Quinton & Rey (2024), arXiv:2406.16232, section 2.2; for `features`
     Sener & Koltun (2018), arXiv:1810.04650, section 3.3; for `group` Wang et al.
@@ -191,7 +192,7 @@ def aggregate(
             present = jnp.where(check_mask(mask, m), weights, 0)
             return Computed(combined(vjps, present), weights, state.weighting)
 
-        if kept is None:
+        if every is None or kept is None:
             update, _, new = computed(jacobian)
             return update, AggregateState(new)
         if m != kept:

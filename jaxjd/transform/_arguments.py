@@ -37,8 +37,8 @@ def needed(params: optax.Params | None) -> optax.Params:
     """**Raises:** `ValueError` if `update` was not given the parameters."""
     if params is None:
         raise ValueError(
-            "`params` must be given to `update`, for `wrt`, `group` or `labels` to be found: "
-            "`tx.update(updates, state, params)`."
+            "`params` must be given to `update`, for `wrt`, `group` or `labels` to be "
+            "found: `tx.update(updates, state, params)`."
         )
     return params
 

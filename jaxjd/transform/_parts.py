@@ -60,7 +60,8 @@ def joined(updates: Sequence[PyTree]) -> PyTree:
     """One tree from those of all parts, each with the parameters of its own."""
 
     def own(*leaves: object) -> object:
-        return next(x for x in leaves if not isinstance(x, optax.MaskedNode))
+        found = [x for x in leaves if not isinstance(x, optax.MaskedNode)]
+        return found[0] if found else leaves[0]
 
     return jax.tree.map(
         own, *updates, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
