@@ -11,6 +11,8 @@ import jaxjd
 import jaxjd.nnx
 from tests import models
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 LABELS = ["encoder/b", "encoder/w", "decoder/b", "decoder/w", "heads/0", "heads/1"]
 GROUPS = {
     "leaf": [0, 1, 2, 3, 4, 5],
@@ -24,7 +26,7 @@ GROUPS = {
 def losses(params, x):
     h = x
     for name in ("encoder", "decoder"):
-        h = jnp.tanh(h @ params[name]["w"] + params[name]["b"])
+        h = jnp.tanh(h @ params[name]["w"] + params[name]["b"][None])
     first, second = params["heads"]
     return {"fit": jnp.mean((h @ first) ** 2), "far": jnp.mean(h @ second - h.sum(1))}
 
@@ -43,7 +45,7 @@ def parameters(dtype=jnp.float64):
     }
 
 
-X = jax.random.normal(jax.random.key(1), (7, 4), jnp.float64)
+X = np.random.default_rng(1).normal(size=(7, 4))
 ARGUMENTS = {
     "leaf": "leaf",
     "layer": "layer",
@@ -108,13 +110,15 @@ def test_a_state_for_each_group():
     @jax.jit
     def train(params):
         def step(states, scale):
-            jac = jaxjd.jac(losses)(params, scale * X.astype(jnp.float32))
+            jac = jaxjd.jac(losses)(
+                params, scale.astype(jnp.float32) * X.astype(np.float32)
+            )
             found, first = grouped.update(jac, states[0], params)
             expected, second = apart.update(jac, states[1], params)
             return (first, second), (found, expected)
 
         states = grouped.init(params), apart.init(params)
-        return jax.lax.scan(step, states, jnp.arange(1.0, 4.0))
+        return jax.lax.scan(step, states, jnp.arange(1, 4))
 
     (first, _), (found, expected) = train(params)
     # Random orders of the losses do not matter for two of them.
@@ -142,7 +146,7 @@ def test_layers_of_an_nnx_model_inside_a_partition():
             self.head = nnx.Linear(4, 2, rngs=rngs)
 
     def fun(model):
-        a, b = (layer(X.astype(jnp.float32)) for layer in model.trunk)
+        a, b = (layer(X.astype(np.float32)) for layer in model.trunk)
         return jnp.stack([jnp.sum(a * b), jnp.sum(a**2) - jnp.sum(b)])
 
     model = Model(nnx.Rngs(0))
