@@ -114,6 +114,7 @@ def momentum_conflict_free(
         m = len(state.counts)
         mask = check_mask(mask, m)
         check_index(index, jacobian, m)
+        which = None if index is None else jnp.asarray(index, jnp.int32)
         parameters = jacobian._parameters
         moments, structure = jax.tree.flatten(state.moments)
         shapes = [parameters.shapes[i] for i in parameters.kept]
@@ -123,8 +124,8 @@ def momentum_conflict_free(
                 f"given, {[x.shape[1:] for x in moments]}. Got {shapes}."
             )
         every = jnp.arange(m, dtype=jnp.int32)
-        taken = mask if index is None else mask & (every == index)
-        gradients = jax.tree.leaves(rows_of(jacobian, index, m))
+        taken = mask if which is None else mask & (every == which)
+        gradients = jax.tree.leaves(rows_of(jacobian, which))
         wide = accumulation_dtype(*moments)
         beta1, beta2 = (like(b, jnp.zeros((), wide)) for b in decays)
 
@@ -183,13 +184,14 @@ def momentum_conflict_free(
     return aggregating.Aggregator(init_fn, update_fn)
 
 
-def rows_of(jacobian: Jacobian, index: int | Int[Array, ""] | None, m: int) -> Any:
+def rows_of(jacobian: Jacobian, index: Int[Array, ""] | None) -> Any:
     """All rows [m, ...], or the row of one loss [1, ...], by one backward pass."""
     if index is None:
         return jacobian.dense()
     rows = jacobian.num_losses
     like = [jnp.zeros((), dtype) for dtype in jacobian._operator.dtypes]
-    one_hot = jnp.arange(rows, dtype=jnp.int32) == (0 if rows == 1 else index)
+    own = jnp.zeros_like(index) if rows == 1 else index
+    one_hot = jnp.arange(rows, dtype=jnp.int32) == own
     gradient = jacobian._vjp_alone(one_hot.astype(accumulation_dtype(*like)))
     return jax.tree.map(lambda x: x[None], gradient)
 

@@ -13,7 +13,7 @@ from tests import models
 pytestmark = pytest.mark.usefixtures("x64")
 
 M, N, STEPS = 3, 7, 20
-PARAMS = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
+PARAMS = {"a": np.zeros((2, 2)), "b": np.zeros(3)}
 
 
 def gradients(m=M):
@@ -63,7 +63,12 @@ def package(m):
 
     def step(indices, rows):
         rows = [torch.from_numpy(row) for row in rows]
-        return theirs.calculate_gradient(list(indices), rows).numpy()
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # It makes vectors of this dtype.
+        try:
+            return theirs.calculate_gradient(list(indices), rows).numpy()
+        finally:
+            torch.set_default_dtype(before)
 
     return step
 
@@ -133,7 +138,7 @@ def test_it_trains():
     ends = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
 
     def losses(x):
-        return jnp.square(x - ends).sum(1)
+        return jnp.square(x[None] - ends).sum(1)
 
     tx = optax.chain(jaxjd.momentum_conflict_free(num_losses=2), optax.sgd(0.02))
 
