@@ -40,11 +40,12 @@ four problems: Gramians of normal Jacobians with n = 1000, whose gradients share
 direction, so that no point is stationary. If TorchJD needs the Jacobian itself (marked
 J), both libraries start from it and return the update. Methods of jaxjd are compiled by
 `jax.jit`. Scalarizers (marked L) start from the losses, and both libraries return the
-gradient in them; what UW and IMTL-L learn, an Adam of each library learns. Their times include the dispatch but not the compilation, which is given for
-the largest m. In both libraries the state passes from call to call. TorchJD is called
-as its documentation does, with torch's default number of threads. A cell of TorchJD is
-left out if a call takes more than {limit} s. A ratio above 1 means that jaxjd is
-faster. The first row is the time of the call itself, the least that a compiled function
+gradient in them; what UW and IMTL-L learn, an Adam of each library learns. The times of
+jaxjd include the dispatch but not the compilation, which is given for the largest m. In
+both libraries the state passes from call to call. TorchJD is called as its
+documentation does, with torch's default number of threads. A cell of TorchJD is left
+out if a call takes more than {limit} s. A ratio above 1 means that jaxjd is faster. The
+first row is the time of the call itself, the least that a compiled function
 can take."""
 
 SIZES = (2, 8, 32, 128)
