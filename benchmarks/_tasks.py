@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from benchmarks._models import Block, convolutions
@@ -15,6 +16,8 @@ from benchmarks._models import Block, convolutions
 IMAGE = (32, 32, 3)
 VOCABULARY, LENGTH, WIDTH = 256, 64, 128
 STATE_AND_ACTION = 16
+# What the losses call the output of a trunk.
+FEATURES = "features"
 
 
 class Shared(NamedTuple):
@@ -118,7 +121,8 @@ def trunk_and_heads(
     m = len(labels)
 
     def losses(params, x, labels):
-        features, heads = shared.trunk(params["trunk"], x), params["heads"]
+        heads = params["heads"]
+        features = checkpoint_name(shared.trunk(params["trunk"], x), FEATURES)
         if shared.vectorised:
             return jax.vmap(shared.head, (0, None, 0))(heads, features, labels)
         return {

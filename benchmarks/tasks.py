@@ -26,8 +26,9 @@ rounds, in one process. The ratio is the median of those of these pairs. The con
 - auto, structured, dense, chunked: `jaxjd.value_and_jac`, by its methods;
 - by hand: one `jax.grad` for each loss, the Gramian of these gradients, their
   combination;
-- features, by hand: the Gramian of the gradients with respect to the features, and one
-  backward pass through the trunk. These are other weights than all other contenders';
+- features: `jaxjd.aggregate(weighting, features=...)` for the trunk: the Gramian of the
+  gradients with respect to its output, and one backward pass through it. These are
+  other weights than those of the contenders above. By hand: the same without jaxjd;
 - TorchJD: its `mtl_backward`, or `backward` if there is no trunk, with all rows at once
   or one by one, whichever is faster, relative to a step along the sum in torch.
 
@@ -63,7 +64,7 @@ import optax
 
 import jaxjd
 from benchmarks._results import FOLDER, save
-from benchmarks._tasks import ROWS, Tasks
+from benchmarks._tasks import FEATURES, ROWS, Tasks
 from benchmarks._timing import machine, paired
 
 RATE = 1e-3
@@ -91,11 +92,11 @@ def along(direction: Callable[..., Any], params: Any) -> Step:
     return Step(run, adam.init(params))
 
 
-def by_jaxjd(tasks: Tasks, method: Any) -> Step:
-    aggregator = jaxjd.upgrad()
+def by_jaxjd(tasks: Tasks, method: Any, features: str | None = None) -> Step:
+    aggregator = jaxjd.aggregate(UPGRAD, features=features)
     if tasks.shared is not None:
         aggregator = jaxjd.partition(
-            {"shared": jaxjd.upgrad(), "own": jaxjd.sum()},
+            {"shared": aggregator, "own": jaxjd.sum()},
             {"trunk": "shared", "heads": "own"},
         )
     transformation = optax.chain(aggregator, optax.adam(RATE))
@@ -186,6 +187,7 @@ def steps(tasks: Tasks) -> dict[str, Step]:
         found[method] = by_jaxjd(tasks, method)
     found["by hand"] = along(by_hand(tasks), tasks.params)
     if tasks.shared is not None:
+        found["features"] = by_jaxjd(tasks, "auto", FEATURES)
         found["features, by hand"] = along(from_features(tasks), tasks.params)
     return found
 
@@ -221,7 +223,7 @@ def lowered(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
 
 
 def check(updates: dict[str, Any]) -> dict[str, float]:
-    """How far each update is from that by hand, relative to its length.
+    """How far each update is from the same by hand, relative to its length.
 
     **Raises:** `AssertionError` if it is too far.
     """
@@ -229,17 +231,17 @@ def check(updates: dict[str, Any]) -> dict[str, float]:
     def flat(tree):
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
-    expected = flat(updates["by hand"])
     distances = {}
     for name, update in updates.items():
-        if name == "SGD":
+        same = "features, by hand" if name == "features" else "by hand"
+        if name in ("SGD", same):
             continue
+        reference = updates[same]
         if name == "features, by hand":
             # Its weights differ, but the heads have their own gradients.
-            update, reference = update["heads"], flat(updates["by hand"]["heads"])
-        else:
-            reference = expected
-        apart = np.linalg.norm(flat(update) - reference) / np.linalg.norm(reference)
+            update, reference = update["heads"], reference["heads"]
+        expected = flat(reference)
+        apart = np.linalg.norm(flat(update) - expected) / np.linalg.norm(expected)
         distances[name] = float(apart)
         assert apart <= TOLERANCE, f"{name} is {apart:.1e} from the update by hand"
     return distances
@@ -307,6 +309,7 @@ COLUMNS = (
     "auto is",
     *METHODS,
     "by hand",
+    "features",
     "features, by hand",
     "TorchJD",
 )
@@ -364,7 +367,7 @@ DRAWN = {
     "auto": "jaxjd",
     "by hand": "one jax.grad per loss",
     "TorchJD": "TorchJD / SGD in torch",
-    "features, by hand": "weights from the features, by hand",
+    "features": "jaxjd, weights from the features",
 }
 
 

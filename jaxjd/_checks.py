@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxjd._typing import PyTree
 
 
 def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
@@ -178,6 +181,30 @@ def known(name: str, value: int | Int[Array, ""]) -> int:
             f"`static_args={name!r}`."
         )
     return int(value)
+
+
+def dtype_of(leaf: object) -> jnp.dtype | None:
+    """The dtype of an array or a Python number; None for anything else."""
+    numbers = bool | int | float | complex
+    arrays = jax.Array | np.ndarray | np.generic
+    if not isinstance(leaf, arrays | numbers) and not hasattr(leaf, "__jax_array__"):
+        return None
+    try:
+        return jnp.result_type(leaf)
+    except TypeError:  # NumPy has arrays of strings and of objects.
+        return None
+
+
+def check_real(name: str, tree: PyTree) -> None:
+    """**Raises:** `TypeError` if a leaf is not of real numbers or bools."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = dtype_of(leaf)
+        kinds = (np.bool_, jnp.integer, jnp.floating)
+        if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+            raise TypeError(
+                f"`{name}` must hold real numbers. Got {dtype or type(leaf).__name__} "
+                f"at {keystr(path) or 'the top'}."
+            )
 
 
 def _is_scalar(value: Any, *kinds: Any) -> bool:

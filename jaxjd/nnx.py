@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
 import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxjd import jacobian
 from jaxjd._flax import BATCH_STATISTICS_ADVICE
@@ -50,6 +50,11 @@ class Jacobian(nnx.Module):
         if name in _PUBLIC:  # Only asked for what a Module does not have itself.
             return getattr(self.jacobian.get_value(), name)
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def cross_gramian(self, other: Any) -> Float[Array, "m k"]:
+        """As [`jaxjd.Jacobian.cross_gramian`][], with a Jacobian of either kind."""
+        held = other.jacobian.get_value() if isinstance(other, Jacobian) else other
+        return self.jacobian.get_value().cross_gramian(held)
 
 
 _PUBLIC = {name for name in vars(jacobian.Jacobian) if not name.startswith("_")}
@@ -130,6 +135,7 @@ def value_and_jac(
     is not an nnx model or `wrt` not a type of variables; `ValueError` if a per-example
     function writes anything but random streams, batch statistics in particular.
     """
+    jacobian.check_fun(fun)
     check_wrt(wrt)
     check_position(argnums)
 
@@ -176,6 +182,7 @@ def explain(
 
     **Raises:** as [`jaxjd.nnx.value_and_jac`][].
     """
+    jacobian.check_fun(fun)
     check_wrt(wrt)
     check_position(argnums)
 

@@ -152,3 +152,6 @@ def test_wrong_arguments():
     other = jaxjd.jac(lambda p: p["a"].sum())({"a": jnp.ones((2, 4))})
     with pytest.raises(ValueError, match="the same parameters"):
         jaxjd.concatenate([jac, other])
+    several = jaxjd.concatenate([jac, jac])
+    with pytest.raises(ValueError, match="Jacobian of one function. Got that of 2"):
+        several.features("features")

@@ -243,10 +243,23 @@ def test_labels_and_masks_by_attribute_names():
     near(update["first"], jax.tree.map(lambda x: x.sum(0), rows["first"]))
 
 
+def test_cross_gramian():
+    """With a Jacobian of the same kind, and with the plain one that it holds."""
+    model = Net(nnx.Rngs(0), norm=nnx.LayerNorm, dropout=0.0)
+    _, jac = jaxjd.nnx.value_and_jac(losses)(model, X, Y)
+    assert_allclose(jac.cross_gramian(jac), jac.gramian(), rtol=1e-5, atol=1e-5)
+    plain = jac.jacobian.get_value()
+    assert_allclose(jac.cross_gramian(plain), jac.gramian(), rtol=1e-5, atol=1e-5)
+
+
 class TestErrors:
     def test_wrt(self):
         with pytest.raises(TypeError, match="`wrt` must be a type of variables"):
             jaxjd.nnx.value_and_jac(losses, wrt=nnx.All(nnx.Param))
+
+    def test_fun(self):
+        with pytest.raises(TypeError, match="`fun` must be the function .* Got 3"):
+            jaxjd.nnx.value_and_jac(3)
 
     def test_argnums(self):
         with pytest.raises(TypeError, match="`argnums` must be the position of the"):

@@ -235,7 +235,8 @@ def test_cross_gramian_of_two_batches():
         jac = functools.partial(
             jaxjd.jac, models.loss, in_axes=(None, 0, 0), chunk_size=chunk_size
         )
-        cross = jac()(params, x1, y1).cross_gramian(jac(method="dense")(params, x2, y2))
+        dense = jac(method="dense", chunk_size=None)(params, x2, y2)
+        cross = jac()(params, x1, y1).cross_gramian(dense)
         close(cross, first @ second.T)
     other = jaxjd.jac(lambda p: p)(jnp.ones(2))
     with pytest.raises(
@@ -374,6 +375,21 @@ def test_a_function_with_its_own_backward_pass_only():
         close(jac.jvp(params), expected @ params)
 
 
+@pytest.mark.parametrize("method", ["dense", "chunked", "structured"])
+def test_tangents_and_weights_of_other_dtypes(method):
+    """A direction in float32, as of an average, beside parameters in bfloat16."""
+    params = {"a": jnp.arange(3, dtype=jnp.bfloat16), "b": jnp.bfloat16(2.0)}
+    jac = jaxjd.jac(lambda p: (p["a"] * p["b"], p["b"] ** 2), method=method)(params)
+    for dtype in (jnp.float32, jnp.int32, jnp.bfloat16):
+        direction = {"a": jnp.ones(3, dtype), "b": jnp.ones((), dtype)}
+        of_a, of_b = jac.jvp(direction)
+        np.testing.assert_array_equal(of_a.astype(float), [2, 3, 4])
+        np.testing.assert_array_equal(of_b.astype(float), 4)
+        update = jac.vjp((jnp.ones(3, dtype), jnp.ones((), jnp.float32)))
+        np.testing.assert_array_equal(update["a"].astype(float), [2, 2, 2])
+        np.testing.assert_array_equal(update["b"].astype(float), 3 + 4)
+
+
 def test_low_precision_accumulates_in_float32():
     """The Gramian of bfloat16 rows has no rounding error except that of the rows."""
     x = jax.random.normal(jax.random.key(0), (6, 4096), jnp.bfloat16)
@@ -456,7 +472,9 @@ def test_losses_of_tasks_need_no_rows_where_parameters_outweigh_activations(batc
     def losses(params, x):
         for weight in params["trunk"]:
             x = jnp.tanh(x @ weight)
-        return jnp.mean((x @ params["heads"]) ** 2, axis=0)
+        if batch == 16:
+            return jnp.mean((x @ params["heads"]) ** 2, axis=0)
+        return [jnp.mean((x @ params["heads"][:, i]) ** 2) for i in range(m)]
 
     def temporary(method: str) -> int:
         def step(params, x):
@@ -532,6 +550,57 @@ class TestErrors:
     def test_chunk_size(self, size, error):
         with pytest.raises(error, match=f"`chunk_size` must be .* Got {size}"):
             jaxjd.jac(models.loss, chunk_size=size)
+
+    def test_chunks_of_rows_that_are_kept(self):
+        with pytest.raises(ValueError, match='"dense" all rows are kept.*Got 2. Give'):
+            jaxjd.jac(models.loss, method="dense", chunk_size=2)
+
+    @pytest.mark.parametrize(("memory", "error"), [(-1, ValueError), (1e9, TypeError)])
+    def test_memory(self, memory, error):
+        with pytest.raises(error, match=f"`memory` must .*Got {memory}"):
+            jaxjd.explain(models.loss, memory=memory)
+
+    @pytest.mark.parametrize("fun", [3.0, {"a": jnp.ones(2)}])
+    def test_fun(self, fun):
+        for make in (jaxjd.value_and_jac, jaxjd.explain):
+            with pytest.raises(TypeError, match="`fun` must be the function that retu"):
+                make(fun)
+
+    @pytest.mark.parametrize("argnums", ["p", 0.5, None, ("p",), {"w": jnp.ones(2)}])
+    def test_parameters_in_the_place_of_argnums(self, argnums):
+        with pytest.raises(TypeError, match=r"`argnums` must be the pos.*fun.\(params"):
+            jaxjd.jac(lambda p: p, argnums)(jnp.ones(2))
+
+    def test_argnums_of_numpy(self):
+        jac = jaxjd.jac(lambda x, p: x * p, np.int64(1))(1.0, jnp.ones(2))
+        close(jac.dense(), np.eye(2))
+
+    @pytest.mark.parametrize("leaf", ["text", object(), np.array("text"), float])
+    def test_losses_and_metrics_that_are_no_arrays(self, leaf):
+        with pytest.raises(TypeError, match=r"losses that `fun` ret.* Got .* at \[1\]"):
+            jaxjd.jac(lambda p: (p, leaf))(jnp.ones(2))
+        with pytest.raises(TypeError, match=r"auxiliary output .* Got .* at \['a'\]"):
+            jaxjd.jac(lambda p: (p, {"a": leaf}), has_aux=True)(jnp.ones(2))
+
+    @pytest.mark.parametrize("axis", ["0", 0.5, True])
+    def test_in_axes_that_are_no_integers(self, axis):
+        with pytest.raises(TypeError, match=f"hold integers and None. Got {axis!r} fo"):
+            jaxjd.jac(lambda p, x: p @ x, in_axes=(None, axis))(jnp.ones(2), np.eye(2))
+
+    def test_products_with_what_is_not_real(self):
+        params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+        jac = jaxjd.jac(lambda p: p)(params)
+        with pytest.raises(
+            TypeError, match="`weights` must hold real numbers. Got str"
+        ):
+            jac.vjp("mean")
+        with pytest.raises(TypeError, match=r"`weights` .* Got complex\w+ at \['b'\]"):
+            jac.vjp(params | {"b": np.ones(2, complex)})
+        with pytest.raises(TypeError, match=r"`tangent` .* Got str at \['a'\]"):
+            jac.jvp(params | {"a": "text"})
+        for wrt in ("a", lambda p: True, {"a": "x", "b": 1}, jnp.array([True, False])):
+            with pytest.raises(TypeError, match="`wrt` must hold bools, .* Got"):
+                jac.restrict(wrt)
 
     def test_chunks_of_all_losses_without_rows(self):
         make = functools.partial(jaxjd.jac, lambda p: p, method="structured")
@@ -699,7 +768,8 @@ class TestExplain:
         ("how", "method", "reason"),
         [
             ({"in_axes": (None, 0, 0)}, "structured", "is written for one example"),
-            ({}, "chunked", "activations outweigh parameters"),
+            ({}, "structured", "forming no rows takes less time"),
+            ({"memory": 0}, "chunked", "needs least memory"),
             ({"chunk_size": 2}, "chunked", "and `chunk_size` is given"),
             ({"contraction": "rows"}, "structured", "`contraction` is given"),
             ({"method": "dense"}, "dense", "it was asked for"),
@@ -736,7 +806,25 @@ class TestExplain:
         square = jnp.ones((64, 64))
         explanation = jaxjd.explain(losses)((square, square), jnp.ones((2, 64)))
         assert explanation.method == "structured"
-        assert "parameters outweigh activations" in explanation.reason
+        assert "forming no rows takes less time" in explanation.reason
+
+    def test_the_slower_method_is_taken_if_only_it_fits(self):
+        def heads(p, x):
+            for weight in p["trunk"]:
+                x = jnp.tanh(x @ weight)
+            return [jnp.sum((x @ head) ** 2) for head in p["heads"]]
+
+        trunk = [jnp.ones(shape) for shape in ((784, 512), (512, 512), (512, 512))]
+        two = {"trunk": trunk, "heads": [jnp.ones((512, 10))] * 2}
+
+        def method(memory):
+            explanation = jaxjd.explain(heads, memory=memory)(two, jnp.ones((256, 784)))
+            return explanation.method
+
+        rows = 2 * 4 * (784 + 512 + 512) * 512 + 4 * 2 * 5120
+        assert method(rows) == "dense"
+        # The cotangents of 256 examples are half as large.
+        assert method(rows - 1) == "structured"
 
     def test_a_metric_that_is_no_loss_shows(self):
         """Without `has_aux`, every returned value counts as a loss."""

@@ -207,6 +207,10 @@ def flatten_axes(in_axes: Sequence[Any], args: Sequence[Any]) -> tuple[int | Non
     def visit(position, axis, path, leaf):
         name = f"argument {position}{keystr(path)}"
         if axis is not None:
+            if isinstance(axis, bool) or not hasattr(axis, "__index__"):
+                raise TypeError(
+                    f"`in_axes` must hold integers and None. Got {axis!r} for {name}."
+                )
             if not is_array(leaf) or not -leaf.ndim <= axis < leaf.ndim:
                 got = f"shape {leaf.shape}" if is_array(leaf) else repr(leaf)
                 raise ValueError(

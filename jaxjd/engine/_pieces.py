@@ -11,11 +11,13 @@ The function is linearised once, and its linear part is transposed once for each
 JAX then visits only the equations that this piece depends on.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
@@ -29,17 +31,22 @@ ELEMENTWISE = {
     "copy",
     "div",
     "exp",
+    "expm1",
     "integer_pow",
     "log",
     "log1p",
+    "logistic",
     "max",
     "min",
     "mul",
     "neg",
     "pow",
+    "rsqrt",
+    "select_n",
     "sqrt",
     "square",
     "sub",
+    "tanh",
 }
 # They put arrays together, along the axis that this parameter of theirs gives.
 STACKS = {"concatenate": "dimension", "stack": "axis"}
@@ -92,8 +99,10 @@ def _equation(jaxpr: Any, eqn: Any, operands: list[Any]) -> list[Any]:
     if any(isinstance(value, Parts) for value in operands):
         if name in RESHAPES and _keeps_number(eqn):
             return [Parts(operands[0].arrays, eqn.outvars[0].aval.shape)]
-        if name in ELEMENTWISE:
+        if _is_entrywise(eqn, operands):
             return [_elementwise(eqn, operands)]
+        if name == "slice" and _is_range(eqn):
+            return [_range(eqn, operands[0])]
     return list(_jaxpr.evaluate(jaxpr, eqn, [whole(value) for value in operands]))
 
 
@@ -105,6 +114,47 @@ def _is_row_major(eqn: Any, axis: str) -> bool:
 
 def _keeps_number(eqn: Any) -> bool:
     return _jaxpr.size(eqn.outvars[0].aval) == _jaxpr.size(eqn.invars[0].aval)
+
+
+def _is_range(eqn: Any) -> bool:
+    """Whether a slice takes entries that follow one another: `losses[0]`."""
+    taken, shape = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
+    # Behind the first axis that keeps several entries, all must be kept.
+    axes = [n for n, length in enumerate(taken) if length > 1]
+    behind = slice(axes[0] + 1 if axes else len(shape), None)
+    strides = eqn.params["strides"] or (1,) * len(shape)
+    return (
+        all(length > 0 for length in taken)
+        and all(stride == 1 for stride in strides)
+        and taken[behind] == shape[behind]
+    )
+
+
+def _range(eqn: Any, value: Parts) -> Parts:
+    shape = eqn.outvars[0].aval.shape
+    first = int(np.ravel_multi_index(eqn.params["start_indices"], value.shape))
+    last, start = first + math.prod(shape), 0
+    arrays = []
+    for array in value.arrays:
+        kept = slice(max(first - start, 0), min(last - start, array.size))
+        if kept.start < kept.stop:
+            everything = kept == slice(0, array.size)
+            arrays.append(array if everything else jnp.ravel(array)[kept])
+        start += array.size
+    return Parts(tuple(arrays), shape)
+
+
+def _is_entrywise(eqn: Any, operands: Sequence[Any]) -> bool:
+    """Whether it is elementwise, and broadcasts nothing but scalars that are whole.
+
+    JAX also broadcasts axes of length 1.
+    """
+    shape = eqn.outvars[0].aval.shape
+    return eqn.primitive.name in ELEMENTWISE and all(
+        variable.aval.shape == shape
+        or (variable.aval.shape == () and not isinstance(value, Parts))
+        for variable, value in zip(eqn.invars, operands, strict=True)
+    )
 
 
 def _elementwise(eqn: Any, operands: list[Any]) -> Parts:
@@ -136,7 +186,8 @@ def split(jaxpr: Any, num_losses: int) -> tuple[Any, list[Array], int]:
     losses = jaxpr.outvars[:num_losses]
     makers = {v: eqn.primitive.name for eqn in jaxpr.eqns for v in eqn.outvars}
     names = {makers.get(v) for v in losses if not _jaxpr.is_literal(v)}
-    if not names & (_jaxpr.CALLS | ELEMENTWISE | RESHAPES | STACKS.keys()):
+    followed = _jaxpr.CALLS | ELEMENTWISE | RESHAPES | STACKS.keys() | {"slice"}
+    if not names & followed:
         inputs = [*jaxpr.constvars, *jaxpr.invars]
         return jaxpr.replace(constvars=[], invars=inputs), [], num_losses
     consts = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.constvars]
@@ -180,7 +231,7 @@ class Pieces(NamedTuple):
 
 
 def find(jaxpr: Any, num_pieces: int, argnums: Sequence[int]) -> Pieces:
-    """The first outputs of a jaxpr, and which of its inputs each may depend on."""
+    """The first outputs of a jaxpr, and which of its inputs have gradients in each."""
     inputs = (*jaxpr.constvars, *jaxpr.invars)
     sources = {variable: {n} for n, variable in enumerate(inputs)}
 
@@ -190,7 +241,11 @@ def find(jaxpr: Any, num_pieces: int, argnums: Sequence[int]) -> Pieces:
 
     for eqn in jaxpr.eqns:
         everything = of(eqn.invars)
-        sources.update((variable, everything) for variable in eqn.outvars)
+        sources.update(
+            (variable, everything)
+            for variable in eqn.outvars
+            if _jaxpr.is_differentiable(variable.aval)
+        )
     pieces, first = [], 0
     for variable in jaxpr.outvars[:num_pieces]:
         reached = of([variable])

@@ -14,6 +14,8 @@ from jaxjd._numerics import accumulation_dtype
 # As `jax.lax.dot_general` takes them: the contracted axes, and the batch axes.
 Axes = tuple[Sequence[int], Sequence[int]]
 
+FEW_ROWS = 16
+
 
 def contract(x: Array, y: Array, contracted: Axes, batch: Axes = ((), ())) -> Array:
     """`jax.lax.dot_general` in full precision, float32 or wider.
@@ -65,16 +67,20 @@ def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
 
 
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
-    """`Jᵀ w`, in the dtypes of the rows."""
+    """`Jᵀ w`, in the dtypes of the rows.
+
+    A few rows are added up one by one: XLA then reads each where it was made, and makes
+    one loop of this and of what the optimizer does with the sum.
+    """
 
     def combination(leaf: Array) -> Array:
         dtype = accumulation_dtype(leaf)
-        combined = jnp.tensordot(
-            weights.astype(dtype),
-            leaf.astype(dtype),
-            1,
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return combined.astype(leaf.dtype)
+        scales, wide = weights.astype(dtype), leaf.astype(dtype)
+        if 0 < len(leaf) <= FEW_ROWS:
+            combined = sum(scales[i] * wide[i] for i in range(len(leaf)))
+        else:
+            highest = jax.lax.Precision.HIGHEST
+            combined = jnp.tensordot(scales, wide, 1, precision=highest)
+        return jnp.asarray(combined, leaf.dtype)
 
     return [combination(leaf) for leaf in rows]

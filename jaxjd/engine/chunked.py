@@ -89,7 +89,8 @@ class Chunked(Operator):
         # cheap, but functions with a `jax.custom_vjp` have none.
         zero = jnp.zeros(self.num_rows, self.function.loss_dtype)
         _, pushforward = jax.vjp(self._pullback(), zero)
-        (losses,) = pushforward(tuple(tangents))
+        point = zip(tangents, self.dtypes, strict=True)
+        (losses,) = pushforward(tuple(t.astype(dtype) for t, dtype in point))
         return losses
 
     def restrict(self, kept: Sequence[int]) -> "Chunked":

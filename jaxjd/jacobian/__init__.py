@@ -2,6 +2,7 @@
 
 from jaxjd.jacobian._checks import Method as Method
 from jaxjd.jacobian._checks import check_argnums as check_argnums
+from jaxjd.jacobian._checks import check_fun as check_fun
 from jaxjd.jacobian._checks import check_in_axes as check_in_axes
 from jaxjd.jacobian._checks import split_aux as split_aux
 from jaxjd.jacobian._concatenate import concatenate as concatenate

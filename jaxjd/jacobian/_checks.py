@@ -10,25 +10,38 @@ import numpy as np
 from jax.tree_util import keystr
 
 from jaxjd import engine
+from jaxjd._checks import dtype_of
 from jaxjd._typing import PyTree
 from jaxjd.jacobian._layout import Parameters
 
 Method = Literal["auto", "dense", "chunked", "structured"]
 
 
+def check_fun(fun: object) -> None:
+    if not callable(fun):
+        raise TypeError(
+            f"`fun` must be the function that returns the losses. Got {fun!r}."
+        )
+
+
 def check_method(method: str) -> None:
-    if method not in get_args(Method):
+    if not isinstance(method, str) or method not in get_args(Method):
         known = ", ".join(map(repr, get_args(Method)))
         raise ValueError(f"`method` must be one of {known}. Got {method!r}.")
 
 
-def check_chunk_size(chunk_size: int | None) -> None:
+def check_chunk_size(chunk_size: int | None, method: str) -> None:
     if chunk_size is None:
         return
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer):
         raise TypeError(f"`chunk_size` must be an integer or None. Got {chunk_size!r}.")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1. Got {chunk_size}.")
+    if method == "dense":
+        raise ValueError(
+            'With method="dense" all rows are kept, so `chunk_size` must be None. Got '
+            f'{chunk_size}. Give method="chunked" to form a few rows at a time.'
+        )
 
 
 def check_memory(memory: int) -> None:
@@ -50,14 +63,26 @@ def as_choices(
     return choices
 
 
-def check_argnums(argnums: Sequence[int], num_args: int) -> list[int]:
+def check_argnums(argnums: int | Sequence[int], num_args: int) -> list[int]:
+    """One or several positions as a list, none of them negative."""
+    if isinstance(argnums, int | np.integer):
+        argnums = (argnums,)
+    integers = isinstance(argnums, list | tuple) and all(
+        isinstance(i, int | np.integer) for i in argnums
+    )
+    if not integers:
+        raise TypeError(
+            "`argnums` must be the position of an argument of `fun`, or several. Got "
+            f"{argnums!r}. The arguments themselves go to the function that is "
+            "returned: `jaxjd.value_and_jac(fun)(params)`."
+        )
     for i in argnums:
         if not -num_args <= i < num_args:
             raise ValueError(
                 f"`argnums` must be positions among the {num_args} positional "
                 f"arguments that `fun` is called with. Got {i}."
             )
-    positions = [i % num_args for i in argnums]
+    positions = [int(i) % num_args for i in argnums]
     if not positions or len(set(positions)) < len(positions):
         raise ValueError(
             f"`argnums` must name one or more different arguments. Got {argnums}."
@@ -74,15 +99,13 @@ def as_parameters(tree: PyTree, position: int) -> PyTree:
             f"{tree!r}, without an array in it."
         )
     for path, leaf in leaves:
-        try:
-            dtype = jnp.result_type(leaf)
-        except TypeError:
-            dtype = type(leaf).__name__
-        if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
+        dtype = dtype_of(leaf)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"The parameters, argument {position} of `fun`, must be real floating-"
-                f"point arrays. Got {dtype} at {keystr(path) or 'the top'}. Pass "
-                "what is not to be differentiated as another argument."
+                f"point arrays. Got {dtype or type(leaf).__name__} at "
+                f"{keystr(path) or 'the top'}. Pass what is not to be differentiated "
+                "as another argument."
             )
     return jax.tree.map(jnp.asarray, tree)
 
@@ -123,6 +146,18 @@ def split_aux(output: Any) -> tuple[Any, Any]:
             f"Got {type(output).__name__}."
         )
     return output
+
+
+def check_arrays(losses: Any, aux: Any) -> None:
+    """Check what `fun` returns before JAX does, whose error knows neither of them."""
+    for what, tree in (("losses", losses), ("auxiliary output", aux)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if dtype_of(leaf) is None:
+                raise TypeError(
+                    f"The {what} that `fun` returns must be arrays. Got "
+                    f"{type(leaf).__name__} at {keystr(path) or 'the top'}. Metrics go "
+                    "into auxiliary output, by `has_aux=True`; both hold arrays only."
+                )
 
 
 def check_losses(losses: PyTree[jax.ShapeDtypeStruct]) -> None:

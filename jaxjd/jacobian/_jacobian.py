@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
+import numpy as np
 from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Float
 
@@ -93,7 +94,8 @@ class Jacobian(metaclass=ExplainsItself):
 
         **Returns:** a pytree like the parameters, in their dtypes.
 
-        **Raises:** `ValueError` if `weights` is shaped differently.
+        **Raises:** `ValueError` if `weights` is shaped differently; `TypeError` if they
+        are not real numbers.
         """
         return self._pulled_back(weights, self._operator.vjp)
 
@@ -116,7 +118,8 @@ class Jacobian(metaclass=ExplainsItself):
 
         **Returns:** m numbers, shaped like the losses.
 
-        **Raises:** `ValueError` if `tangent` is not like the parameters.
+        **Raises:** `ValueError` if `tangent` is not like the parameters; `TypeError` if
+        it does not hold real numbers.
         """
         change = self._operator.jvp(self._parameters.flatten("tangent", tangent))
         return self._losses.unflatten(self._losses.from_engine(change))
@@ -136,9 +139,16 @@ class Jacobian(metaclass=ExplainsItself):
         **Returns:** a Jacobian in whose trees the other parameters are an
         `optax.MaskedNode`, optax's placeholder for what it must not touch.
 
-        **Raises:** `ValueError` if `wrt` is not such a tree, or keeps nothing.
+        **Raises:** `ValueError` if `wrt` is not such a tree, or keeps nothing;
+        `TypeError` if it holds anything but bools.
         """
         flags = self._parameters.broadcast("wrt", wrt)
+        for flag in flags:
+            if not isinstance(flag, bool | np.bool_):
+                raise TypeError(
+                    "`wrt` must hold bools, True for the parameters to keep, which are "
+                    f"known when it is traced. Got {flag!r}."
+                )
         chosen = [n for n, i in enumerate(self._parameters.kept) if flags[i]]
         if not chosen:
             raise ValueError(
@@ -170,8 +180,8 @@ class Jacobian(metaclass=ExplainsItself):
 
         **Raises:** `TypeError` if `names` are not strings, or name values that are not
         floating-point arrays; `ValueError` if the function does not name them outside
-        of loops, branches and `jax.checkpoint`, or if it is written for one example:
-        then no two losses share a value.
+        of loops, branches and `jax.checkpoint`, if it is written for one example (then
+        no two losses share a value), or if there are several functions.
         """
         return self._split(names)[0]
 
@@ -179,6 +189,11 @@ class Jacobian(metaclass=ExplainsItself):
         self, names: str | Sequence[str]
     ) -> tuple["Jacobian", Callable[[Float[Array, " m"]], PyTree]]:
         """The Jacobian with respect to features, and `vjp` by a pass through them."""
+        if len(self._losses.sources) > 1:
+            raise ValueError(
+                "`features` need the Jacobian of one function. Got that of "
+                f"{len(self._losses.sources)}, by `jaxjd.concatenate`."
+            )
         split = split_at(self._named, names)
         shapes = tuple(leaf.shape[1:] for leaf in split.jacobian.leaves)
         structure = jax.tree.structure([0] * len(shapes))

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from jaxjd._checks import check_real
 from jaxjd._typing import PyTree
 
 
@@ -55,6 +56,7 @@ class Losses:
     def flatten(self, name: str, values: PyTree) -> Float[Array, " m"]:
         """One vector from values that are flat already or shaped like the losses."""
         m = self.num_losses
+        check_real(name, values)
         if not isinstance(values, list | tuple | dict) and jnp.shape(values) == (m,):
             return jnp.asarray(values)
         leaves, structure = jax.tree.flatten(values)
@@ -65,7 +67,8 @@ class Losses:
                 f"`{name}` must have shape ({m},) or be shaped like the losses, "
                 f"{self.as_shapes()}. Got {got}."
             )
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
 
     def from_engine(self, rows: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
         return self._by_source(rows, arrays_apart)
@@ -137,6 +140,7 @@ class Parameters:
                 f"Got {jax.tree.structure(tree)}."
             ) from error
         kept = [leaves[i] for i in self.kept]
+        check_real(name, self.unflatten(kept))
         if [jnp.shape(x) for x in kept] != [self.shapes[i] for i in self.kept]:
             raise ValueError(
                 f"`{name}` must have the shapes of the parameters, {expected}. "

@@ -17,7 +17,9 @@ from jaxjd.jacobian._checks import (
     as_choices,
     as_parameters,
     check_argnums,
+    check_arrays,
     check_chunk_size,
+    check_fun,
     check_in_axes,
     check_losses,
     check_memory,
@@ -130,13 +132,15 @@ def value_and_jac(
     arguments are passed on to `fun`. They are not differentiated, and all examples
     share them.
 
-    **Raises:** when called, `ValueError` or `TypeError` if an argument above, a
-    differentiated argument or a loss is not as described, if a per-example function
-    uses batch normalisation in training mode, or if the structured method is to take
-    a function of all losses in chunks.
+    **Raises:** `ValueError` or `TypeError` if an argument above is not as described,
+    or `chunk_size` is given to the dense method, which keeps all rows. When called, the
+    same if a differentiated argument, a loss or the auxiliary output is not as
+    described, if a per-example function uses batch normalisation in training mode, or
+    if the structured method is to take a function of all losses in chunks.
     """
+    check_fun(fun)
     check_method(method)
-    check_chunk_size(chunk_size)
+    check_chunk_size(chunk_size, method)
     check_memory(memory)
     if contraction != "auto" and method not in ("auto", "structured"):
         raise ValueError(
@@ -258,8 +262,9 @@ def explain(
 
     **Raises:** as [`jaxjd.value_and_jac`][].
     """
+    check_fun(fun)
     check_method(method)
-    check_chunk_size(chunk_size)
+    check_chunk_size(chunk_size, method)
     check_memory(memory)
 
     @functools.wraps(fun)
@@ -311,8 +316,8 @@ def trace(
     kwargs: dict[str, Any],
 ) -> Traced:
     """**Raises:** as [`jaxjd.value_and_jac`][]."""
-    single = isinstance(argnums, int)
-    wanted = check_argnums((argnums,) if single else tuple(argnums), len(args))
+    single = not isinstance(argnums, list | tuple)
+    wanted = check_argnums(argnums, len(args))
     args = tuple(
         as_parameters(arg, i) if i in wanted else arg for i, arg in enumerate(args)
     )
@@ -325,7 +330,9 @@ def trace(
         per_example = axes is not None
         with forbid_batch_statistics(per_example), explained(per_example, args):
             output = fun(*args, **kwargs)
-        return split_aux(output) if has_aux else (output, None)
+        losses, aux = split_aux(output) if has_aux else (output, None)
+        check_arrays(losses, aux)
+        return losses, aux
 
     everything = (*args, kwargs)
     function, inputs, places, example_losses, aux = engine.trace(

@@ -29,6 +29,12 @@ def as_jacobian(
         if params is not None:
             jacobian._parameters.flatten("params", params)
         return jacobian
+    if any(isinstance(leaf, Jacobian) for leaf in held):
+        raise TypeError(
+            "`updates` must be one Jacobian. Got one among other values. "
+            "`jaxjd.value_and_jac` returns a pair: write `losses, jac = ...`. Join "
+            "several Jacobians by `jaxjd.concatenate`."
+        )
     return stacked(updates, params)
 
 

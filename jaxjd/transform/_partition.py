@@ -34,10 +34,12 @@ def partition(
     - `labels`: a pytree of labels like the parameters or a prefix of them, or a
       function from the parameters to one.
 
-    **Raises:** when `init` or `update` is traced, `ValueError` if a label has no
-    transformation or the labels do not fit the parameters; and as
+    **Raises:** `TypeError` if `transforms` is not such a dict. When `init` or `update`
+    is traced, `ValueError` if a label has no transformation or the labels do not fit
+    the parameters, `TypeError` if a label cannot be a key; and as
     [`jaxjd.aggregate`][].
     """
+    check_transforms(transforms)
     transforms = {
         label: optax.with_extra_args_support(transform)
         for label, transform in transforms.items()
@@ -53,6 +55,12 @@ def partition(
                 f"{jax.tree.structure(params)}. Got {jax.tree.structure(tree)}."
             ) from error
         flat = jax.tree.leaves(tree)
+        for label in flat:
+            if not isinstance(label, Hashable):
+                raise TypeError(
+                    "`labels` must be among the keys of `transforms`, "
+                    f"{list(transforms)}. Got {type(label).__name__}."
+                )
         unknown = set(flat) - set(transforms)
         if unknown:
             raise ValueError(
@@ -110,3 +118,22 @@ def partition(
         return jax.tree.unflatten(structure, merged), PartitionState(groups)
 
     return aggregating.Aggregator(init_fn, update_fn)
+
+
+def check_transforms(transforms: object) -> None:
+    """**Raises:** `TypeError` if it is not a mapping to what can be transformations."""
+    got = type(transforms).__name__
+    if isinstance(transforms, Mapping):
+        # What has both methods but is not one says so itself when it is called.
+        others = {
+            label: value
+            for label, value in transforms.items()
+            if not (hasattr(value, "init") and hasattr(value, "update"))
+        }
+        if not others:
+            return
+        got = repr(others)
+    raise TypeError(
+        "`transforms` must be a dict from labels to aggregators, such as "
+        f"{{'trunk': jaxjd.upgrad(), 'heads': jaxjd.sum()}}. Got {got}."
+    )

@@ -65,3 +65,32 @@ def test_it_is_warned_of_in_a_chain_too():
     tx = optax.chain(jaxjd.mean(), optax.scale(2.0))
     with pytest.warns(UserWarning, match="Did you mean `losses`?"):
         tx.update(ROWS, tx.init(PARAMS), PARAMS, loses=jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("transforms", "got"),
+    [
+        ([jaxjd.mean()], "Got list"),
+        (jaxjd.mean(), "Got Aggregator"),
+        ({"x": jaxjd.mean(), "y": "x"}, "Got {'y': 'x'}"),
+        ({"x": None}, "Got {'x': None}"),
+    ],
+)
+def test_transforms_that_are_no_dict_of_aggregators(transforms, got):
+    with pytest.raises(TypeError, match=f"`transforms` must be a dict from .* {got}"):
+        jaxjd.partition(transforms, "x")
+
+
+def test_labels_that_cannot_be_keys():
+    tx = jaxjd.partition({"x": jaxjd.mean()}, {"a": "x", "b": jnp.ones(2)})
+    with pytest.raises(TypeError, match="`labels` must be among .*'x'.* Got ArrayImpl"):
+        tx.init(PARAMS)
+
+
+def test_the_losses_along_with_the_jacobian():
+    pair = jaxjd.value_and_jac(lambda p: p["a"])(PARAMS)
+    tx = jaxjd.mean()
+    with pytest.raises(TypeError, match="one Jacobian. .* write `losses, jac = ...`"):
+        tx.update(pair, tx.init(PARAMS), PARAMS)
+    with pytest.raises(TypeError, match="Join several .* by `jaxjd.concatenate`"):
+        tx.update([pair[1]] * 2, tx.init(PARAMS), PARAMS)

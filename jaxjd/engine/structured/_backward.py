@@ -56,7 +56,8 @@ def both_passes(
 ) -> tuple[tuple[list[Array], list[Array]], Pass]:
     """The losses and the other outputs of all examples, and what the passes leave."""
     function = plan.function
-    num_losses = function.losses_per_call
+    # There may be several arrays with one loss in all, if the others are empty.
+    single = function.losses_per_call == function.num_pieces == 1
 
     def one(inputs):
         def outputs(point):
@@ -74,7 +75,7 @@ def both_passes(
         ]
         direct = {n: jnp.zeros_like(inputs[n]) for n in plan.direct}
         point = zeros, direct
-        if num_losses == 1:
+        if single:
             # The single loss gets its axis below, where that moves nothing in memory.
             (loss,), pullback, (values, recorded) = jax.vjp(
                 outputs, point, has_aux=True
@@ -90,7 +91,7 @@ def both_passes(
     reached: list[tuple[int, ...]] = []
     # The axis of examples goes behind those of scans, where a scan under `vmap` leaves
     # it, so that nothing is moved in memory.
-    depths = [len(use.levels) + (num_losses > 1) for use in plan.uses]
+    depths = [len(use.levels) + (not single) for use in plan.uses]
     axes: Any = plan.recorded_depths, depths, 0
     if function.axes is None:
         values, passes = jax.vmap(one, None, (0, axes), axis_size=1)(list(inputs))
@@ -98,7 +99,7 @@ def both_passes(
     else:
         values, passes = jax.vmap(one, (list(function.axes),), (0, axes))(list(inputs))
     recorded, cotangents, direct = passes
-    if num_losses == 1:
+    if single:
         cotangents = [x[None] for x in cotangents]
         direct = {n: x[:, None] for n, x in direct.items()}
     return values, Pass(recorded, cotangents, direct, tuple(reached))

@@ -224,7 +224,8 @@ def kernel(x: Factors, y: Factors) -> Array:
     m, _, b, t, _ = x.right.shape
     n, _, _, s, _ = y.right.shape
     if x.one_hot:
-        same = x.left[:, :, :, None, None] == y.left.transpose(1, 0, 2)[:, None]
+        others = y.left.transpose(1, 0, 2)[None, :, None]
+        same = x.left[:, :, :, None, None] == others
         same = same & (x.left >= 0)[:, :, :, None, None]
         return same.transpose(1, 0, 2, 3, 4)
     return _inner(x.left, y.left).reshape(b, m, t, n, s)

@@ -28,30 +28,49 @@ class Estimate(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How many losses depend on each use, and on each parameter."""
+    """How many losses depend on each use, and on each parameter.
+
+    `batched`: of those on each use, how many come out of one computation with others.
+    """
 
     uses: list[int]
+    batched: list[int]
     parameters: dict[int, int]
 
 
 def reach(plan: Plan) -> Reach:
     jaxpr = plan.function.jaxpr
     pieces = plan.function.pieces(plan.argnums).pieces
-    parameters = dict.fromkeys(plan.argnums, 0)
-    for piece in pieces:
-        for n in piece.parameters:
-            parameters[plan.argnums[n]] += piece.num_losses
-    of_equations: dict[int, int] = {}
+    of_parameters = {leaf: _Count() for leaf in plan.argnums}
+    of_equations: dict[int, _Count] = {}
     for piece, variable in zip(pieces, jaxpr.outvars, strict=False):
+        for n in piece.parameters:
+            leaf = plan.argnums[n]
+            of_parameters[leaf] = of_parameters[leaf].plus(piece.num_losses)
         for eqn in _jaxpr.needed(jaxpr, [variable])[0].eqns:
-            of_equations[id(eqn)] = of_equations.get(id(eqn), 0) + piece.num_losses
+            before = of_equations.get(id(eqn), _Count())
+            of_equations[id(eqn)] = before.plus(piece.num_losses)
 
-    def of_use(use: Use) -> int:
+    def of_use(use: Use) -> _Count:
         # A use in the body of a loop is taken for one of every loss of its parameters.
-        most = max(parameters[leaf] for leaf in use.node.leaves)
+        most = max(of_parameters[leaf] for leaf in use.node.leaves)
         return of_equations.get(id(use.eqn), most)
 
-    return Reach([of_use(use) for use in plan.uses], parameters)
+    uses = [of_use(use) for use in plan.uses]
+    return Reach(
+        [count.losses for count in uses],
+        [count.batched for count in uses],
+        {leaf: count.losses for leaf, count in of_parameters.items()},
+    )
+
+
+class _Count(NamedTuple):
+    losses: int = 0
+    batched: int = 0
+
+    def plus(self, num_losses: int) -> "_Count":
+        batched = num_losses if num_losses > 1 else 0
+        return _Count(self.losses + num_losses, self.batched + batched)
 
 
 def with_rows(plan: Plan) -> Estimate:
@@ -62,7 +81,10 @@ def with_rows(plan: Plan) -> Estimate:
     sizes = _sizes(plan)
     kept = sum(k * sizes[leaf] for leaf, k in found.parameters.items())
     flops += sum(2 * (k + 1) * k * sizes[leaf] for leaf, k in found.parameters.items())
-    moved = 3 * kept + _cotangents(plan, found)
+    moved = 3 * kept + _cotangents(plan, found.uses)
+    # A batch of weight gradients is one product, once the losses have been moved next
+    # to the outputs: the cotangents are written and read once more.
+    moved += 2 * _cotangents(plan, found.batched)
     return Estimate(Cost(flops, ITEMSIZE * moved), ITEMSIZE * kept)
 
 
@@ -79,14 +101,14 @@ def without_rows(plan: Plan) -> Estimate:
         largest = max(largest, k * n if in_rows else 0)
     flops += sum(_weight_gradient(use) for use in plan.uses)
     direct = sum(found.parameters[leaf] * sizes[leaf] for leaf in plan.direct)
-    memory = ITEMSIZE * (_cotangents(plan, found) + direct + largest)
+    memory = ITEMSIZE * (_cotangents(plan, found.uses) + direct + largest)
     return Estimate(Cost(flops, num_bytes), memory)
 
 
-def _cotangents(plan: Plan, found: Reach) -> int:
-    """How many numbers reach the uses, from all losses together."""
+def _cotangents(plan: Plan, losses: Sequence[int]) -> int:
+    """How many numbers reach the uses, from so many losses at each."""
     sizes = (_jaxpr.size(use.perturbation) for use in plan.uses)
-    return sum(k * size for k, size in zip(found.uses, sizes, strict=True))
+    return sum(k * size for k, size in zip(losses, sizes, strict=True))
 
 
 def _contracted(

@@ -55,7 +55,6 @@ class Table:
 def explain(plan: Plan, inputs: Sequence[jax.Array], names: Sequence[str]) -> Table:
     """Say for each parameter which rule it gets, and what its products will cost."""
     m = plan.function.num_examples(list(inputs)) or 1
-    k = plan.function.losses_per_call
     by_leaf = {
         leaf: (group, groups)
         for groups in plan.groups_of(plan.argnums)
@@ -68,7 +67,7 @@ def explain(plan: Plan, inputs: Sequence[jax.Array], names: Sequence[str]) -> Ta
         if leaf not in by_leaf:
             entry = Entry(name, shape, "unused", "none", Cost(0, 0))
         else:
-            entry = _entry(plan, *by_leaf[leaf], leaf, name, shape, m, k)
+            entry = _entry(plan, *by_leaf[leaf], leaf, name, shape, m)
         entries.append(entry)
     return Table(tuple(entries))
 
@@ -81,8 +80,8 @@ def _entry(
     name: str,
     shape: tuple[int, ...],
     m: int,
-    k: int,
 ) -> Entry:
+    k = group.num_losses
     uses = [plan.uses[n] for n in group.uses if leaf in plan.uses[n].node.leaves]
     rules = dict.fromkeys(use.eqn.primitive.name for use in uses)
     reasons = sorted(plan.direct.get(leaf, ()))

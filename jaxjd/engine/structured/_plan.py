@@ -3,8 +3,8 @@
 A walk finds the uses of parameters. The gradients of all uses of a parameter add up
 before any inner product, so uses are grouped by the parameters that they lead to. A
 group whose uses all have the same form is contracted in this form, together with the
-groups that share its left factor. For any other group the gradients of its parameters
-are formed.
+groups that share its left factor and its losses. For any other group the gradients of
+its parameters are formed.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from jaxjd.engine._function import LossFunction
+from jaxjd.engine._pieces import Piece
 from jaxjd.engine.structured import _node
 from jaxjd.engine.structured._contraction import Choice
 from jaxjd.engine.structured._walk import Use, Value, Walk, explore
@@ -26,14 +27,17 @@ class Group:
     - `uniform`: whether all uses have the same form, and the inner products in it are
       those of the gradients. There is one parameter then.
     - `choice`: the contraction that the user wants for a uniform group.
+    - `num_losses`: how many losses of one call depend on these parameters, at most.
     - `left`: equal for uniform groups that are contracted together, because their left
-      factors and their choices are equal.
+      factors, their choices and the losses that depend on them are equal. With other
+      losses, one group would be filled up with zeros for those of the other.
     """
 
     leaves: tuple[int, ...]
     uses: tuple[int, ...]
     uniform: bool
     choice: Choice
+    num_losses: int
     left: Hashable
 
 
@@ -72,7 +76,7 @@ class Plan:
         return [depths[n] for n in sorted(depths)]
 
     def groups_of(self, leaves: Sequence[int]) -> list[list[Group]]:
-        """The groups of these parameters, those that share a left factor together."""
+        """The groups of these parameters, those that are contracted together."""
         together: dict[Hashable, list[Group]] = {}
         for group in self.groups:
             if set(leaves) & set(group.leaves):
@@ -123,7 +127,11 @@ def plan(
     )
     direct = {leaf: frozenset(reasons) for leaf, reasons in found_direct.items()}
     choice_of = dict(zip(argnums, choices, strict=True))
-    groups = group(choice_of, uses, direct)
+    pieces: dict[int, set[Piece]] = {leaf: set() for leaf in argnums}
+    for piece in function.pieces(argnums).pieces:
+        for n in piece.parameters:
+            pieces[argnums[n]].add(piece)
+    groups = group(choice_of, uses, direct, pieces)
     return Plan(function, tuple(argnums), tuple(choices), tuple(uses), direct, groups)
 
 
@@ -131,6 +139,7 @@ def group(
     choice_of: dict[int, Choice],
     uses: Sequence[Use],
     direct: dict[int, frozenset[str]],
+    pieces: dict[int, set[Piece]],
 ) -> tuple[Group, ...]:
     linked = [{leaf} for leaf in choice_of]
     for use in uses:
@@ -150,8 +159,12 @@ def group(
         )
         choice = choice_of[min(leaves)]
         readings = tuple(reading(uses[n]) for n in found)
-        left = (choice, readings) if uniform else object()
-        groups.append(Group(tuple(sorted(leaves)), found, uniform, choice, left))
+        reached = frozenset[Piece]().union(*(pieces[leaf] for leaf in leaves))
+        num_losses = sum(piece.num_losses for piece in reached)
+        left = (choice, reached, readings) if uniform else object()
+        groups.append(
+            Group(tuple(sorted(leaves)), found, uniform, choice, num_losses, left)
+        )
     return tuple(sorted(groups, key=lambda group: group.leaves))
 
 
