@@ -12,8 +12,8 @@
 
 Each weighting `jaxjd.weighting.NAME` has its optax transformation `jaxjd.NAME` here,
 and so has each scalarizer `jaxjd.scalarization.NAME`, whose weights come from the
-losses. Three more look at the rows themselves: `graddrop`, `trimmed_mean` and
-`excess_mtl`.
+losses. Four more look at the rows themselves: `graddrop`, `trimmed_mean`, `excess_mtl`
+and `momentum_conflict_free`.
 """
 
 import importlib as _importlib
@@ -33,11 +33,13 @@ from jaxjd.scalarization import Scalarizer as Scalarizer
 from jaxjd.transform import AggregateState as AggregateState
 from jaxjd.transform import ExcessMTLState as ExcessMTLState
 from jaxjd.transform import GradDropState as GradDropState
+from jaxjd.transform import MomentumConflictFreeState as MomentumConflictFreeState
 from jaxjd.transform import PartitionState as PartitionState
 from jaxjd.transform import aggregate as aggregate
 from jaxjd.transform import aggregator as _aggregator
 from jaxjd.transform import excess_mtl as excess_mtl
 from jaxjd.transform import graddrop as graddrop
+from jaxjd.transform import momentum_conflict_free as momentum_conflict_free
 from jaxjd.transform import partition as partition
 from jaxjd.transform import trimmed_mean as trimmed_mean
 from jaxjd.weighting import Weighting as Weighting

@@ -29,7 +29,7 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
         )
     try:
         shape_only = isinstance(gramian, jax.ShapeDtypeStruct)
-        G = gramian if shape_only else jnp.asarray(gramian)
+        G: Any = gramian if shape_only else jnp.asarray(gramian)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`gramian` must be the matrix J Jᵀ, [m, m]. Got {type(gramian).__name__}. "

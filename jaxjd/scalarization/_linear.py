@@ -5,6 +5,7 @@ transformations `jaxjd.NAME` are one and the same.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ def linear(weighting: Weighting) -> Scalarizer:
     def update(losses, state, /, *, mask=None, **extra_args):
         values = flat_losses(losses)
         present = check_mask(mask, values.shape[0])
-        shape = jax.ShapeDtypeStruct((*values.shape, *values.shape), values.dtype)
+        m = values.shape[0]
+        shape: Any = jax.ShapeDtypeStruct((m, m), values.dtype)
         weights, state = weighting.update(shape, state, mask=present, **extra_args)
         return sum_of_present(weights * jnp.where(present, values, 0), present), state
 

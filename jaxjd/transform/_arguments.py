@@ -12,7 +12,7 @@ from jaxjd._typing import PyTree
 from jaxjd.jacobian import as_prefix
 
 # The extra arguments that some aggregators take.
-EXTRA_ARGS = ("mask", "losses", "losses_after", "cross_gramian")
+EXTRA_ARGS = ("mask", "losses", "losses_after", "cross_gramian", "index")
 
 Leaf = TypeVar("Leaf")
 

@@ -92,7 +92,7 @@ def test_distances_are_those_to_the_front():
 
 
 def test_no_aggregator_is_forgotten():
-    others = {"constant", "krum", "trimmed_mean"}
+    others = {"constant", "krum", "momentum_conflict_free", "trimmed_mean"}
     assert set(AGGREGATORS) - set(trajectories.METHODS) == others | set(OF_LOSSES)
     start = jnp.zeros(2)
     for method in trajectories.METHODS.values():

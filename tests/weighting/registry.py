@@ -223,6 +223,14 @@ AGGREGATORS = {
         of_two_batches=True,
         scale_free=False,  # Its step size depends on the units of the Gramian.
     ),
+    "momentum_conflict_free": Row(
+        "NaN | signs, left out | zero | signs, as one | signs | signs | signs",
+        conflicts=Counterexample([[-3, 1, 3], [2, 0, -2], [3, 0, -1]], -0.6623),
+        not_linear=Counterexample([[0, 1], [1, 0]], 1.0),
+        not_weighted=Counterexample([[2, 3, -2], [-2, 3, 3]], 0.7474),
+        not_rotated=Counterexample([[3, 0], [3, -3], [3, -3]], 0.7654),
+        scale_free=False,  # Its epsilon is absolute.
+    ),
     "nash_mtl": Row(
         "NaN | no conflict, left out | none | no conflict | no conflict, alike"
         " | positive | no conflict",
