@@ -14,6 +14,8 @@ from optax.experimental import aggregating
 from jaxjd import scalarization
 from jaxjd import weighting as weightings
 from jaxjd._checks import check_integer, check_mask, known
+from jaxjd._diagnostics import Diagnostics
+from jaxjd._diagnostics import diagnostics as compute_diagnostics
 from jaxjd._numerics import accumulation_dtype
 from jaxjd._typing import PyTree
 from jaxjd.jacobian import Jacobian
@@ -36,10 +38,13 @@ class AggregateState(NamedTuple):
       arrays have a leading axis of groups.
     - `reused`: the weights in use, and for how long, if they are not computed in every
       step. Else empty.
+    - `diagnostics`: of the last step that computed weights, if they are kept. Else
+      empty.
     """
 
     weighting: optax.OptState
     reused: Reused | tuple[()] = ()
+    diagnostics: Diagnostics | tuple[()] = ()
 
 
 def aggregate(
@@ -51,6 +56,7 @@ def aggregate(
     features: str | Sequence[str] | None = None,
     group: Grouping | None = None,
     every: int | None = None,
+    diagnostics: bool = False,
     num_losses: int | None = None,
 ) -> aggregating.Aggregator:
     r"""Replace a Jacobian by the combination of its rows that a weighting chooses.
@@ -94,7 +100,10 @@ def aggregate(
       between, each of which costs a backward pass of the weighted losses. A loss that
       is missing when they are computed has the weight zero until they are computed
       again. Weights that are not finite are not kept: the next step computes them.
-    - `num_losses`: m, which the state needs with `every`.
+    - `diagnostics`: whether the state keeps the [`jaxjd.Diagnostics`][] of the last
+      Gramian and weights. `optax.tree.get(opt_state, "diagnostics")` finds them in the
+      state of a chain. The Gramian is then computed even if the weighting needs none.
+    - `num_losses`: m, which the state needs with `every` and with `diagnostics`.
 
     **Raises:** `TypeError` if `weighting` is neither a weighting nor a function of a
     Gramian; `ValueError` if more than one of `wrt`, `features` and `group` are given;
@@ -121,7 +130,8 @@ def aggregate(
         )
     if group is not None:
         check_group(group)
-    kept = kept_losses(every, num_losses)
+    sometimes = every is not None and period_of(every) > 1
+    kept = kept_losses(sometimes or diagnostics, num_losses)
 
     def init_fn(params: optax.Params) -> AggregateState:
         state = weighting.init() if isinstance(weighting, Weighting) else ()
@@ -130,10 +140,11 @@ def aggregate(
             state = for_each(state, *groups)
         if kept is None:
             return AggregateState(state)
-        shape = (*groups, kept)
         like = map(jnp.asarray, jax.tree.leaves(params))
-        weights = jnp.zeros(shape, accumulation_dtype(*like))
-        return AggregateState(state, Reused(weights, jnp.zeros((), jnp.int32)))
+        weights = jnp.zeros((*groups, kept), accumulation_dtype(*like))
+        reused = Reused(weights, jnp.zeros((), jnp.int32)) if sometimes else ()
+        shown = describe(weights[..., None] * weights[..., None, :], weights, None)
+        return AggregateState(state, reused, shown if diagnostics else ())
 
     def update_fn(
         updates: Any,  # A Jacobian, or a pytree of arrays [m, ...].
@@ -167,10 +178,11 @@ def aggregate(
 
         def computed(jacobian: Jacobian) -> Computed:
             parts = split(jacobian)
-            gramians = [part_of_gramian(part.chosen, reads) for part in parts]
+            needs = "gramian" if diagnostics else reads
+            gramians = [part_of_gramian(part.chosen, needs) for part in parts]
             if group is None:
                 weights, new = weigh(gramians[0], state.weighting)
-            elif reads == "shape":
+            elif needs == "shape":
                 of_group = partial(weigh, gramians[0])
                 weights, new = jax.vmap(of_group, axis_size=len(parts))(state.weighting)
             else:
@@ -181,49 +193,73 @@ def aggregate(
                     f"`weighting` must return one weight for each of the {m} losses. "
                     f"Got shape {jnp.shape(weights)[len(expected) - 1 :]}."
                 )
-            alone = reads == "shape"
+            alone = needs == "shape"
             vjps = [part.applied._backward() if alone else part.vjp for part in parts]
-            return Computed(combined(vjps, weights), weights, new)
+            if diagnostics:
+                several = gramians[0] if group is None else jnp.stack(gramians)
+                shown = jax.tree.map(
+                    lambda x, before: x.astype(before.dtype),
+                    describe(several, weights, mask),
+                    state.diagnostics,
+                )
+            else:
+                shown = ()
+            return Computed(combined(vjps, weights), weights, new, shown)
 
         def reuse(
             vjps: Sequence[Callable[[Float[Array, " m"]], PyTree]],
             weights: Float[Array, "... m"],
         ) -> Computed:
             present = jnp.where(check_mask(mask, m), weights, 0)
-            return Computed(combined(vjps, present), weights, state.weighting)
+            update = combined(vjps, present)
+            return Computed(update, weights, state.weighting, state.diagnostics)
 
-        if every is None or kept is None:
-            update, _, new = computed(jacobian)
-            return update, AggregateState(new)
-        if m != kept:
+        if kept is not None and m != kept:
             raise ValueError(
                 f"`num_losses` must be the number of losses, {m}. Got {kept}."
             )
+        if every is None or not sometimes:
+            update, _, new, shown = computed(jacobian)
+            return update, AggregateState(new, (), shown)
         # Their forward pass is that of the losses: outside of the branches.
         vjps = [part.applied._backward() for part in split(jacobian)]
-        (update, _, new), reused = in_every(
+        (update, _, new, shown), reused = in_every(
             every,
             state.reused,
             lambda: computed(jacobian._anew()),
             partial(reuse, vjps),
         )
-        return update, AggregateState(new, reused)
+        return update, AggregateState(new, reused, shown)
 
     return aggregating.Aggregator(init_fn, update_fn)
 
 
-def kept_losses(every: int | None, num_losses: int | None) -> int | None:
-    """For how many losses weights are kept between steps, or None if none are.
+def describe(
+    gramian: Float[Array, "... m m"],
+    weights: Float[Array, "... m"],
+    mask: Bool[Array, " m"] | None,
+) -> Diagnostics:
+    """The diagnostics, of all groups if there are any."""
+    of_one = partial(compute_diagnostics, mask=mask)
+    return (jax.vmap(of_one) if weights.ndim > 1 else of_one)(gramian, weights)
 
-    **Raises:** `ValueError` or `TypeError` if the arguments are not as
-    [`jaxjd.aggregate`][] describes them.
+
+def period_of(every: int) -> int:
+    return known("every", check_integer("every", every, least=1))
+
+
+def kept_losses(needed: bool, num_losses: int | None) -> int | None:
+    """For how many losses the state keeps numbers, or None if it keeps none.
+
+    **Raises:** `ValueError` or `TypeError` if `num_losses` is needed and is not a
+    positive integer.
     """
-    if every is None or known("every", check_integer("every", every, least=1)) == 1:
+    if not needed:
         return None
     if num_losses is None:
         raise ValueError(
-            "`num_losses` must be given with `every`: the state keeps a weight for "
-            "each loss. Got None."
+            "`num_losses` must be given with `every` and with `diagnostics`: the state "
+            "keeps numbers for each loss. Got None."
         )
     return known("num_losses", check_integer("num_losses", num_losses, least=1))
 

@@ -192,7 +192,7 @@ def rows_of(jacobian: Jacobian, index: Int[Array, ""] | None) -> Any:
     like = [jnp.zeros((), dtype) for dtype in jacobian._operator.dtypes]
     own = jnp.zeros_like(index) if rows == 1 else index
     one_hot = jnp.arange(rows, dtype=jnp.int32) == own
-    gradient = jacobian._vjp_alone(one_hot.astype(accumulation_dtype(*like)))
+    gradient = jacobian._backward()(one_hot.astype(accumulation_dtype(*like)))
     return jax.tree.map(lambda x: x[None], gradient)
 
 

@@ -22,11 +22,18 @@ class Reused(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """An update, the weights that it was made with, the state of the weighting."""
+    """What a step computes.
+
+    - `update`: `Jᵀ w`.
+    - `weights`: w.
+    - `state`: that of the weighting.
+    - `diagnostics`: a `Diagnostics`, or empty if none are kept.
+    """
 
     update: optax.Updates
     weights: Float[Array, "... m"]
     state: Any
+    diagnostics: Any
 
 
 def in_every(
