@@ -10,17 +10,17 @@ from jaxjd._numerics import matmul, root, unit_diagonal
 
 
 class Diagnostics(NamedTuple):
-    """How m losses and an update along $-J^\\top w$ get on with each other.
+    r"""How m losses and an update along $-J^\top w$ get on with each other.
 
     - `weights`: $w$, [m].
-    - `norms`: $\\|g_i\\|$ of the gradient of each loss, [m].
+    - `norms`: $\|g_i\|$ of the gradient of each loss, [m].
     - `cosines`: between the gradients, [m, m]; 0 for a gradient that is zero.
     - `conflicting`: the fraction of pairs of losses with a negative cosine, [].
     - `agreement`: the cosine between the update and the gradient of each loss, [m]. The
       update increases a loss, to first order, if it is negative.
     - `changes`: how each loss changes per unit of step size, $-(G w)_i$, [m].
     - `cosine_to_mean`: between the update and the mean gradient, [].
-    - `effective_losses`: $(\\sum_i |w_i|)^2 / \\sum_i w_i^2$, []: m for equal weights, 1
+    - `effective_losses`: $(\sum_i |w_i|)^2 / \sum_i w_i^2$, []: m for equal weights, 1
       if one loss has all the weight.
     - `entropy`: of the weights, as fractions of the sum of their sizes, in nats, [].
     """

@@ -1,7 +1,7 @@
 """Turn any weighting into a link of an `optax.chain`."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, ParamSpec
 
@@ -20,7 +20,7 @@ from jaxjd._numerics import accumulation_dtype
 from jaxjd._typing import PyTree
 from jaxjd.jacobian import Jacobian
 from jaxjd.scalarization import Scalarizer
-from jaxjd.transform._arguments import check_extra_args
+from jaxjd.transform._arguments import check_extra_args, in_order
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._grouping import Grouping, check_group, groups_of
 from jaxjd.transform._parts import joined, parts_of
@@ -66,12 +66,12 @@ def aggregate(
     takes a [`jaxjd.Jacobian`][], or a pytree like the parameters with a leading axis of
     losses, and returns a pytree like the parameters. So it comes first in a chain.
 
-    Its `update` takes the extra argument `mask`, m bools, False for the losses that are
-    missing from this batch. The update is what it would be without them. Their
-    gradients must still be finite: a missing loss that is NaN makes the update NaN.
-    Some weightings take `losses`, `losses_after` or `cross_gramian` too. Other extra
-    arguments are ignored, as the links of optax do, but a name that is close to one of
-    these gives a warning.
+    Its `update` takes the extra argument `mask`, m bools or a pytree of them like the
+    losses, False for the losses that are missing from this batch. The update is what it
+    would be without them. Their gradients must still be finite: a missing loss that is
+    NaN makes the update NaN. Some weightings take `losses`, `losses_after` or
+    `cross_gramian` too. Other extra arguments are ignored, as the links of optax do,
+    but a name that is close to one of these gives a warning.
 
     **Arguments:**
 
@@ -155,6 +155,14 @@ def aggregate(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AggregateState]:
         check_extra_args(extra_args)
+        jacobian = as_jacobian(updates, params)
+        m = jacobian.num_losses
+        mask = in_order("mask", mask, jacobian)
+        extra_args |= {
+            name: in_order(name, extra_args[name], jacobian)
+            for name in ("losses", "losses_after")
+            if name in extra_args
+        }
         if isinstance(weighting, Weighting):
             reads = weighting.reads
             weigh: Any = partial(weighting.update, mask=mask, **extra_args)
@@ -170,8 +178,6 @@ def aggregate(
                 "`cross_gramian` is that of all parameters, but with `group` each "
                 "group needs its own. Use `jaxjd.partition`."
             )
-        jacobian = as_jacobian(updates, params)
-        m = jacobian.num_losses
         split = partial(
             parts_of, params=params, wrt=wrt, features=features, group=group
         )
@@ -329,8 +335,13 @@ def aggregator(
     of_losses = getattr(scalarization, name, None) is make
     room = "scalarization" if of_losses else "weighting"
 
+    signature = inspect.signature(make)
+
     def transformation(*args: P.args, **kwargs: P.kwargs) -> aggregating.Aggregator:
-        return aggregate(make(*args, **kwargs))
+        made = aggregate(make(*args, **kwargs))
+        given = signature.bind(*args, **kwargs).arguments
+        trees = {x: tree for x, tree in given.items() if isinstance(tree, Mapping)}
+        return with_names(made, trees) if trees else made
 
     # Not functools.wraps, which would claim that a Weighting is returned.
     transformation.__name__ = transformation.__qualname__ = name
@@ -339,7 +350,7 @@ def aggregator(
         **make.__annotations__,
         "return": aggregating.Aggregator,
     }
-    transformation.__signature__ = inspect.signature(make).replace(
+    transformation.__signature__ = signature.replace(
         return_annotation=aggregating.Aggregator
     )
     transformation.__doc__ = (
@@ -352,6 +363,23 @@ def aggregator(
     for attribute in ("init", "update"):
         setattr(transformation, attribute, partial(refuse_uncalled, name))
     return transformation
+
+
+def with_names(
+    made: aggregating.Aggregator, trees: Mapping[str, Mapping[str, Any]]
+) -> aggregating.Aggregator:
+    """An aggregator that was given numbers for named losses, and compares the names.
+
+    **Raises:** `ValueError` in `update`, if they are not those of the losses.
+    """
+
+    def update_fn(updates, state, params=None, **extra_args):
+        jacobian = as_jacobian(updates, params)
+        for name, tree in trees.items():
+            in_order(name, tree, jacobian)
+        return made.update(jacobian, state, params, **extra_args)
+
+    return aggregating.Aggregator(made.init, update_fn)
 
 
 def refuse_uncalled(name: str, *_: object, **__: object) -> NoReturn:

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from jaxjd._typing import PyTree
-from jaxjd.jacobian import as_prefix
+from jaxjd.jacobian import Jacobian, as_prefix
 
 # The extra arguments that some aggregators take.
 EXTRA_ARGS = ("mask", "losses", "losses_after", "cross_gramian", "index")
@@ -31,6 +31,20 @@ def check_extra_args(extra_args: Mapping[str, Any]) -> None:
                 f"does not know and ignores. Did you mean `{meant}`?",
                 stacklevel=3,
             )
+
+
+def in_order(name: str, values: Any, jacobian: Jacobian) -> Any:
+    """Values for the losses in the order of rows, if they come in a tree like them.
+
+    The rows of losses in a dict are in the order of its sorted keys. In a tree of
+    values like it nobody needs to know that order.
+
+    **Raises:** `ValueError` if they come in a dict of other keys or shapes.
+    """
+    losses = jacobian._losses
+    if isinstance(values, Mapping) or jax.tree.structure(values) == losses.structure:
+        return losses.flatten(name, values)
+    return values
 
 
 def needed(params: optax.Params | None) -> optax.Params:
