@@ -13,7 +13,6 @@ from jaxjd.scalarization._famo import famo as famo
 from jaxjd.scalarization._geometric_mean import geometric_mean as geometric_mean
 from jaxjd.scalarization._gradnorm import gradnorm as gradnorm
 from jaxjd.scalarization._imtl_l import imtl_l as imtl_l
-from jaxjd.scalarization._learned import LearnedState as LearnedState
 from jaxjd.scalarization._linear import constant as constant
 from jaxjd.scalarization._linear import mean as mean
 from jaxjd.scalarization._linear import random as random

@@ -18,9 +18,9 @@ def imtl_l(
     It is twice [`jaxjd.scalarization.uw`][] with the opposite sign of $s$. The other
     half of the paper, the gradient balance, is [`jaxjd.weighting.imtl_g`][].
 
-    The state is a [`jaxjd.scalarization.LearnedState`][] with the scales $s$. A missing
-    loss keeps its scale. A batch with a loss that is not finite makes the weights NaN
-    and leaves the state as it was.
+    The state holds the scales, as `scales`, and that of their optimizer. A missing loss
+    keeps its scale. A batch with a loss that is not finite makes the weights NaN and
+    leaves the state as it was.
 
     **Arguments:**
 

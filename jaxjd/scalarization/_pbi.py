@@ -11,8 +11,9 @@ from jaxjd.scalarization._reference import above, check_reference
 from jaxjd.scalarization._scalarizer import Scalarizer, stateless
 from jaxjd.weighting._preference import preference_or_mean
 
-# Below so many roundings, a distance is one.
-ROUNDINGS = 10
+# The rounding of a point on the line is about one, so its gradient is at most a
+# hundredth of the penalty there.
+ROUNDINGS = 100
 
 
 def pbi(

@@ -17,9 +17,9 @@ def uw(
     \sigma_i^2$. Each $s_i$ starts from 0 and descends in the same scalar. At its
     minimum $e^{s_i} = \ell_i$, so all losses count the same, whatever their units.
 
-    The state is a [`jaxjd.scalarization.LearnedState`][] with the scales $s$. A missing
-    loss keeps its scale. A batch with a loss that is not finite makes the weights NaN
-    and leaves the state as it was.
+    The state holds the scales, as `scales`, and that of their optimizer. A missing loss
+    keeps its scale. A batch with a loss that is not finite makes the weights NaN and
+    leaves the state as it was.
 
     **Arguments:**
 

@@ -16,14 +16,14 @@ zero, and the others the weights that they would have without them.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd._checks import check_gramian, present_only
+from jaxjd._checks import check_choice, check_gramian, present_only
 
 State = TypeVar("State")
 Part = Literal["gramian", "diagonal", "shape"]
@@ -58,6 +58,8 @@ class Weighting:
 
     A weighting whose state is empty can be called: `weights = weighting(gramian)`. A
     weighting is not an optax transformation: [`jaxjd.aggregate`][] makes one of it.
+
+    **Raises:** `ValueError` if `reads` is not one of these.
     """
 
     # Not a NamedTuple, because `jax.jit(weighting)` needs weak references to it.
@@ -66,6 +68,7 @@ class Weighting:
     reads: Part = "gramian"
 
     def __post_init__(self) -> None:
+        check_choice("reads", self.reads, get_args(Part))
         if not isinstance(self.init, _Init):
             object.__setattr__(self, "init", _Init(self.init))
 

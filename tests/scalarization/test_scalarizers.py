@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite(name, wrong):
     jax.tree.map(assert_array_equal, state, after)
 
 
-@every
+@pytest.mark.parametrize("name", ["constant", "imtl_l", "stch"])
 def test_a_pytree_of_losses(name):
     """A dict is ordered by its keys, as the rows are; other shapes are row-major."""
     init, update = registry.scalarizer(name, M)

@@ -80,7 +80,8 @@ def test_pbi_on_its_line():
     pbi = scalarization.pbi(5.0, U)
     made, gradient = jax.value_and_grad(pbi)(jnp.asarray(3 * U))
     assert_allclose(made, 3 * np.linalg.norm(U), rtol=1e-12)
-    assert_allclose(gradient, U / np.linalg.norm(U), rtol=0, atol=0.5)
+    # The direction of rounding has a hundredth of the penalty.
+    assert_allclose(gradient, U / np.linalg.norm(U), atol=5 / 100)
     for alone in (0.0, 2.0):
         gradient = jax.grad(scalarization.pbi())(jnp.array([alone]))
         assert_array_equal(gradient, [1.0])

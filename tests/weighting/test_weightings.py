@@ -256,6 +256,12 @@ def test_what_is_not_a_gramian(name):
             weighting.update(given, weighting.init())
 
 
+def test_an_unknown_part_of_the_gramian():
+    init, update = jaxjd.weighting.mean()
+    with pytest.raises(ValueError, match="`reads` must be one of .*Got 'norms'"):
+        jaxjd.Weighting(init, update, "norms")
+
+
 def test_a_weighting_in_a_chain():
     tx = optax.chain(jaxjd.weighting.upgrad(), optax.sgd(0.1))
     with pytest.raises(TypeError, match=r"In optax.chain use `jaxjd.NAME\(...\)` in"):
