@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,13 @@ from jaxjd.engine import _pieces, _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
 
+if TYPE_CHECKING:
+    from jaxjd.engine.chunked import Chunked
+
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["leaves"],
+    data_fields=["leaves", "origin"],
     meta_fields=["m", "places"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Dense(Operator):
     - `leaves`: [r, *shape] per parameter.
     - `m`: how many rows there are.
     - `places`: per parameter which of the m rows its leaf holds. The others are zero.
+    - `origin`: what computes the same rows, if the function is known.
     """
 
     method = "dense"
     leaves: list[Array]
     m: int
     places: tuple[tuple[int, ...], ...]
+    origin: "Chunked | None" = None
 
     @property
     def num_rows(self) -> int:
@@ -90,12 +95,24 @@ class Dense(Operator):
             for leaf, held in zip(self.leaves, self.places, strict=True)
         ]
 
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        return self.vjp if self.origin is None else self.origin.backward()
+
+    def anew(self) -> Operator:
+        if self.origin is None:
+            return self
+        return dataclasses.replace(self.origin.in_memory(), origin=self.origin)
+
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         return _products.products(self.rows(), [t[None] for t in tangents])[:, 0]
 
     def restrict(self, kept: Sequence[int]) -> "Dense":
-        leaves = [self.leaves[i] for i in kept]
-        return Dense(leaves, self.m, tuple(self.places[i] for i in kept))
+        return Dense(
+            [self.leaves[i] for i in kept],
+            self.m,
+            tuple(self.places[i] for i in kept),
+            self.origin and self.origin.restrict(kept),
+        )
 
     def _filled(self, leaf: Array, held: tuple[int, ...]) -> Array:
         if len(held) == self.num_rows:

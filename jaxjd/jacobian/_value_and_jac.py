@@ -1,5 +1,6 @@
 """The entry points `value_and_jac`, `jac` and `explain`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
@@ -432,7 +433,8 @@ def evaluate(
         assert chosen.plan is not None
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
-    if chosen.method == "dense":
-        return engine.dense_with_outputs(function, inputs, positions)
     operator = engine.Chunked(inputs, function, positions, chunk_size)
+    if chosen.method == "dense":
+        rows, outputs = engine.dense_with_outputs(function, inputs, positions)
+        return dataclasses.replace(rows, origin=operator), outputs
     return operator, function.all_outputs(inputs)
