@@ -1,6 +1,6 @@
 """Measure the time until the first step: trace, lower and compile.
 
-    python -m benchmarks.first_step [--quick] [--rows 6,12,heads]
+    python -m benchmarks.first_step [--quick] [--rows 6,12,heads] [--trace-only]
 
 The steps train a transformer of 6 to 48 layers, with a loss for each of 16 examples,
 and one with a trunk of two layers and 8 heads, whose function returns all the losses:
@@ -89,8 +89,8 @@ def measure_here(row: str, name: str, compiled: bool) -> dict[str, float]:
     return found
 
 
-def measure(row: str, rounds: int) -> dict[str, Any]:
-    """Each step in each round, compiled in the first one only: that takes minutes."""
+def measure(row: str, rounds: int, compiled: bool) -> dict[str, Any]:
+    """Each step in each round, compiled in the first one at most."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
     for number in range(rounds):
         for name in STEPS:
@@ -103,16 +103,16 @@ def measure(row: str, rounds: int) -> dict[str, Any]:
                 name,
             ]
             ended = subprocess.run(
-                command + ["--compile"] * (number == 0),
+                command + ["--compile"] * (compiled and number == 0),
                 capture_output=True,
                 text=True,
                 check=True,
             )
             runs[name].append(json.loads(ended.stdout.splitlines()[-1]))
-    seconds = {
+    measured = {
         name: {
             stage: statistics.median(run[stage] for run in of if stage in run)
-            for stage in STAGES
+            for stage in of[0]
         }
         for name, of in runs.items()
     }
@@ -120,9 +120,8 @@ def measure(row: str, rounds: int) -> dict[str, Any]:
         (jd["trace"] + jd["lower"]) / (sgd["trace"] + sgd["lower"])
         for sgd, jd in zip(runs["SGD"], runs["jaxjd"], strict=True)
     ]
-    flops = {name: of[0]["GFLOP"] for name, of in runs.items()}
     ratio = statistics.median(ratios)
-    return {"row": row, "seconds": seconds, "ratio": ratio, "GFLOP": flops}
+    return {"row": row, "rounds": rounds, "measured": measured, "ratio": ratio}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -133,11 +132,11 @@ def table(results: list[dict[str, Any]]) -> str:
     for of in results:
         layers = f"{of['row']} layers"
         cells = [f"{HEADS} heads" if of["row"] == "heads" else layers]
-        seconds = of["seconds"]
-        cells += [f"{seconds[name][stage]:.2f}" for name in STEPS for stage in STAGES]
-        compiled = seconds["jaxjd"]["compile"] / seconds["SGD"]["compile"]
-        flops = of["GFLOP"]["jaxjd"] / of["GFLOP"]["SGD"]
-        cells += [f"{ratio:.2f}" for ratio in (of["ratio"], compiled, flops)]
+        sgd, jd = (of["measured"][name] for name in STEPS)
+        found = [step.get(stage) for step in (sgd, jd) for stage in STAGES]
+        found.append(of["ratio"])
+        found += [jd[x] / sgd[x] if x in sgd else None for x in ("compile", "GFLOP")]
+        cells += ["-" if number is None else f"{number:.2f}" for number in found]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -146,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of 6 layers")
     parser.add_argument("--rows", help="comma-separated; default: all")
+    parser.add_argument("--trace-only", action="store_true", help="compile nothing")
     parser.add_argument("--here", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -157,9 +157,9 @@ def main() -> None:
     if arguments.rows:
         rows = arguments.rows.split(",")
     on = machine(("jax", "flax", "optax"))
-    results, text = [], on
+    results, text, rounds = [], on, 1 if arguments.quick else 3
     for row in rows:
-        results.append(measure(row, 1 if arguments.quick else 3))
+        results.append(measure(row, rounds, not arguments.trace_only))
         print(table(results).splitlines()[-1], flush=True)
         # Save after each row, so that a run that is cut short loses nothing.
         text = "\n\n".join([on, table(results)])
