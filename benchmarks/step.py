@@ -136,7 +136,8 @@ def inner_products(model: Model, examples: tuple[Any, ...]) -> int:
     def of_parameter(entry: Any) -> int:
         if entry.contraction == "rows":
             return (m * (m + 1) + 2 * m) * math.prod(entry.shape)
-        return entry.cost.flops
+        # The cost counts both (i, j) and (j, i).
+        return entry.cost.flops * (m + 1) // (2 * m)
 
     return sum(map(of_parameter, found.parameters.entries))
 
