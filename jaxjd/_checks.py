@@ -1,6 +1,6 @@
 """Check Gramians, masks and hyperparameters, and say what is wrong with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxjd._typing import PyTree
+from jaxjd._typing import PerLoss, PyTree
 
 
 def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
@@ -80,15 +80,18 @@ def present_only(
 
 
 def check_vector(
-    name: str, values: Float[Array, " m"] | Sequence[float], *, nonnegative: bool
+    name: str, values: PerLoss, *, nonnegative: bool
 ) -> Float[Array, " m"]:
     """A vector of numbers, or of scalars that may be traced.
 
-    Values that are known are checked.
+    Those in a dict come in the order of its sorted keys, as the rows of the losses in a
+    dict do. Values that are known are checked.
 
     **Raises:** `TypeError` if it is not real; `ValueError` if it is not a vector of
     finite numbers, or must be nonnegative and is not.
     """
+    if isinstance(values, Mapping):
+        values = [x for leaf in jax.tree.leaves(values) for x in jnp.ravel(leaf)]
     if isinstance(values, jax.Array):
         vector = values
     elif any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):

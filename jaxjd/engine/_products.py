@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jaxjd._numerics import accumulation_dtype
+from jaxjd._numerics import accumulation_dtype, symmetric
 
 # As `jax.lax.dot_general` takes them: the contracted axes, and the batch axes.
 Axes = tuple[Sequence[int], Sequence[int]]
@@ -46,6 +47,7 @@ def contract(x: Array, y: Array, contracted: Axes, batch: Axes = ((), ())) -> Ar
     return jax.lax.platform_dependent(x, y, cpu=widened, default=product)
 
 
+@jax.jit
 def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
     """Inner products of every row of `left` with every row of `right`."""
     dtype = accumulation_dtype(*left, *right)
@@ -56,6 +58,22 @@ def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b
     return total
 
 
+@jax.jit
+def gramian(parts: Sequence[Array]) -> Float[Array, "m m"]:
+    """Inner products of all rows of some parts, whose upper triangle is computed."""
+    sizes = [len(part) for part in parts]
+    zeros = accumulation_dtype(*parts)
+    upper = [
+        [
+            products([x], [y]) if i <= j else jnp.zeros((sizes[i], sizes[j]), zeros)
+            for j, y in enumerate(parts)
+        ]
+        for i, x in enumerate(parts)
+    ]
+    return symmetric(jnp.block(upper))
+
+
+@jax.jit
 def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     """Squared Euclidean norms of the rows: the diagonal of `products(rows, rows)`."""
     dtype = accumulation_dtype(*rows)
@@ -66,6 +84,7 @@ def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     return total
 
 
+@jax.jit
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     """`Jᵀ w`, in the dtypes of the rows.
 
@@ -74,13 +93,29 @@ def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     """
 
     def combination(leaf: Array) -> Array:
+        if not 0 < len(leaf) <= FEW_ROWS:
+            return _weighted_sum(weights, leaf)
         dtype = accumulation_dtype(leaf)
         scales, wide = weights.astype(dtype), leaf.astype(dtype)
-        if 0 < len(leaf) <= FEW_ROWS:
-            combined = sum(scales[i] * wide[i] for i in range(len(leaf)))
-        else:
-            highest = jax.lax.Precision.HIGHEST
-            combined = jnp.tensordot(scales, wide, 1, precision=highest)
+        combined = sum(scales[i] * wide[i] for i in range(len(leaf)))
         return jnp.asarray(combined, leaf.dtype)
 
     return [combination(leaf) for leaf in rows]
+
+
+def combine_parts(weights: Float[Array, " m"], parts: Sequence[Array]) -> Array:
+    """`Jᵀ w` of a single parameter, whose rows come in parts."""
+    if len(parts) == 1:
+        return combine(weights, parts)[0]
+    bounds = np.cumsum([len(part) for part in parts])[:-1]
+    total, *others = map(_weighted_sum, jnp.split(weights, bounds), parts)
+    for other in others:
+        total = total + other
+    return total
+
+
+def _weighted_sum(weights: Float[Array, " m"], leaf: Array) -> Array:
+    dtype = accumulation_dtype(leaf)
+    highest = jax.lax.Precision.HIGHEST
+    scales, wide = weights.astype(dtype), leaf.astype(dtype)
+    return jnp.tensordot(scales, wide, 1, precision=highest).astype(leaf.dtype)

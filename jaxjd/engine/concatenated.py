@@ -1,7 +1,7 @@
 """The rows of several operators, one after another, each kind in its own way."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -67,9 +67,17 @@ class Concatenated(Operator):
         split = self._split(weights)
         return _sums([x.vjp(w) for x, w in zip(self.operators, split, strict=True)])
 
-    def vjp_alone(self, weights: Float[Array, " m"]) -> list[Array]:
-        pairs = zip(self.operators, self._split(weights), strict=True)
-        return _sums([x.vjp_alone(w) for x, w in pairs])
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        backwards = [operator.backward() for operator in self.operators]
+
+        def vjp(weights: Float[Array, " m"]) -> list[Array]:
+            pairs = zip(backwards, self._split(weights), strict=True)
+            return _sums([backward(w) for backward, w in pairs])
+
+        return vjp
+
+    def anew(self) -> "Concatenated":
+        return Concatenated(tuple(x.anew() for x in self.operators))
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         return jnp.concatenate([x.jvp(tangents) for x in self.operators])

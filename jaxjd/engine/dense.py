@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from jaxjd._numerics import accumulation_dtype, symmetric
 from jaxjd.engine import _pieces, _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
+
+if TYPE_CHECKING:
+    from jaxjd.engine.chunked import Chunked
 
 
 @partial(
@@ -35,7 +38,7 @@ class Dense(Operator):
     leaves: list[Array]
     m: int
     places: tuple[tuple[int, ...], ...]
-    origin: Operator | None = None
+    origin: "Chunked | None" = None
 
     @property
     def num_rows(self) -> int:
@@ -92,8 +95,13 @@ class Dense(Operator):
             for leaf, held in zip(self.leaves, self.places, strict=True)
         ]
 
-    def vjp_alone(self, weights: Float[Array, " m"]) -> list[Array]:
-        return (self.origin or self).vjp(weights)
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        return self.vjp if self.origin is None else self.origin.backward()
+
+    def anew(self) -> Operator:
+        if self.origin is None:
+            return self
+        return dataclasses.replace(self.origin.in_memory(), origin=self.origin)
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         return _products.products(self.rows(), [t[None] for t in tangents])[:, 0]
@@ -138,7 +146,7 @@ def dense(
 ) -> Dense:
     """Materialise J, by a backward pass per row, through what its loss depends on."""
     if function.axes is None:
-        return of_pieces(function, inputs, argnums)
+        return of_pieces(function, inputs, argnums)[0]
 
     def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)
@@ -148,18 +156,28 @@ def dense(
     return stacked([leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows])
 
 
+def dense_with_outputs(
+    function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
+) -> tuple[Dense, tuple[list[Array], list[Array]]]:
+    """The same, and what `LossFunction.all_outputs` returns."""
+    if function.axes is None:
+        return of_pieces(function, inputs, argnums)
+    return dense(function, inputs, argnums), function.all_outputs(inputs)
+
+
 def of_pieces(
     function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
-) -> Dense:
-    """The rows of a function that returns all the losses, piece by piece."""
+) -> tuple[Dense, tuple[list[Array], list[Array]]]:
+    """J of a function that returns all the losses, piece by piece; and its outputs."""
     pieces, *_ = function.pieces(argnums)
 
-    def losses(point: list[Array]) -> tuple[list[Array], None]:
+    def losses(point: list[Array]) -> tuple[list[Array], Any]:
         replaced = dict(zip(argnums, point, strict=True))
         current = [replaced.get(i, x) for i, x in enumerate(inputs)]
-        return function.losses_in_pieces(current), None
+        values, others = function.pieces_of_losses(current)
+        return function.vectors(values), (function.leaves(values), others)
 
-    _, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
+    outputs, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
     leaves, places = [], []
     for n, i in enumerate(argnums):
         reaching = [
@@ -171,4 +189,4 @@ def of_pieces(
         parts = [jnp.zeros((0, *point.shape), point.dtype), *(r for _, r in reaching)]
         leaves.append(jnp.concatenate(parts) if len(parts) != 2 else parts[1])
         places.append(tuple(place for held, _ in reaching for place in held))
-    return Dense(leaves, function.losses_per_call, tuple(places))
+    return Dense(leaves, function.losses_per_call, tuple(places)), outputs

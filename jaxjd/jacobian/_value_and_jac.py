@@ -433,8 +433,8 @@ def evaluate(
         assert chosen.plan is not None
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
-    operator: engine.Operator = engine.Chunked(inputs, function, positions, chunk_size)
+    operator = engine.Chunked(inputs, function, positions, chunk_size)
     if chosen.method == "dense":
-        rows = engine.dense(function, inputs, positions)
-        operator = dataclasses.replace(rows, origin=operator)
+        rows, outputs = engine.dense_with_outputs(function, inputs, positions)
+        return dataclasses.replace(rows, origin=operator), outputs
     return operator, function.all_outputs(inputs)

@@ -1,19 +1,18 @@
 """COSMOS: descend in the weighted sum, and keep the losses near a direction."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_number, check_vector
 from jaxjd._numerics import like, root
+from jaxjd._typing import PerLoss
 from jaxjd.scalarization._scalarizer import Scalarizer, stateless, sum_of_present
 from jaxjd.weighting._preference import preference_or_mean
 
 
 def cosmos(
     penalty: float | Float[Array, ""],
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
 ) -> Scalarizer:
     r"""The scalarization of COSMOS: a weighted sum with a reward for its direction.
 

@@ -1,6 +1,5 @@
 """FAMO: make all losses fall at the same rate, from the losses alone."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_integer, check_length, known
+from jaxjd._typing import PerLoss
 from jaxjd.scalarization._learned import (
     LEARNING_RATE,
     LearnedState,
@@ -48,7 +48,7 @@ class FAMOState(NamedTuple):
 def famo(
     *,
     num_losses: int,
-    reference: Float[Array, " m"] | Sequence[float] | None = None,
+    reference: PerLoss | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Scalarizer:
     r"""Fast adaptive multitask optimization.

@@ -1,6 +1,5 @@
 """GradNorm: bring the gradient norms of all losses to rates that they should have."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from jaxjd._checks import (
     present_only,
 )
 from jaxjd._numerics import like, root
+from jaxjd._typing import PerLoss
 from jaxjd.scalarization._learned import LearnedState, check_optimizer, start, step
 from jaxjd.scalarization._scalarizer import (
     Scalarizer,
@@ -46,7 +46,7 @@ def gradnorm(
     num_losses: int,
     alpha: float | Float[Array, ""] = 1.5,
     optimizer: optax.GradientTransformation | None = None,
-    initial_losses: Float[Array, " m"] | Sequence[float] | None = None,
+    initial_losses: PerLoss | None = None,
 ) -> Scalarizer:
     r"""GradNorm: weights that even out how fast the losses are trained.
 

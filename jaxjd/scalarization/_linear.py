@@ -4,15 +4,15 @@
 transformations `jaxjd.NAME` are one and the same.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from jaxjd import weighting as weightings
 from jaxjd._checks import check_mask
+from jaxjd._typing import PerLoss
 from jaxjd.scalarization._scalarizer import Scalarizer, sum_of_present
 from jaxjd.weighting import Weighting
 from jaxjd.weighting._losses import flat_losses
@@ -28,7 +28,7 @@ def sum() -> Scalarizer:
     return linear(weightings.sum())
 
 
-def constant(weights: Float[Array, " m"] | Sequence[float]) -> Scalarizer:
+def constant(weights: PerLoss) -> Scalarizer:
     """The weighted sum of the losses: see [`jaxjd.weighting.constant`][].
 
     **Arguments:**

@@ -1,13 +1,12 @@
 """PBI: go along a direction in the space of losses, and pay for leaving it."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_number, check_vector
 from jaxjd._numerics import like, root
+from jaxjd._typing import PerLoss
 from jaxjd.scalarization._reference import above, check_reference
 from jaxjd.scalarization._scalarizer import Scalarizer, stateless
 from jaxjd.weighting._preference import preference_or_mean
@@ -19,9 +18,9 @@ ROUNDINGS = 100
 
 def pbi(
     penalty: float | Float[Array, ""] = 5.0,
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
     *,
-    reference: Float[Array, " m"] | Sequence[float] | None = None,
+    reference: PerLoss | None = None,
 ) -> Scalarizer:
     r"""Penalty-based boundary intersection: two distances in the space of losses.
 

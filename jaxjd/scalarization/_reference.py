@@ -1,14 +1,13 @@
 """The reference point: what the losses are counted from."""
 
-from collections.abc import Sequence
-
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_length, check_vector
+from jaxjd._typing import PerLoss
 
 
 def check_reference(
-    reference: Float[Array, " m"] | Sequence[float] | None,
+    reference: PerLoss | None,
 ) -> Float[Array, " m"] | None:
     """**Raises:** `TypeError` or `ValueError` if it is not a vector of finite reals."""
     if reference is None:

@@ -1,7 +1,5 @@
 """STCH: descend in the worst of the weighted losses, smoothly."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_number, check_vector
 from jaxjd._numerics import like
+from jaxjd._typing import PerLoss
 from jaxjd.scalarization._reference import above, check_reference
 from jaxjd.scalarization._scalarizer import Scalarizer, stateless
 from jaxjd.weighting._preference import preference_or_mean
@@ -16,9 +15,9 @@ from jaxjd.weighting._preference import preference_or_mean
 
 def stch(
     smoothing: float | Float[Array, ""],
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
     *,
-    reference: Float[Array, " m"] | Sequence[float] | None = None,
+    reference: PerLoss | None = None,
 ) -> Scalarizer:
     r"""The smooth Tchebycheff scalarization: a soft maximum of the weighted losses.
 

@@ -12,7 +12,7 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_integer, check_mask, check_number, known
 from jaxjd._numerics import accumulation_dtype, like
 from jaxjd.jacobian import Jacobian
-from jaxjd.transform._arguments import check_extra_args
+from jaxjd.transform._arguments import check_extra_args, in_order
 from jaxjd.transform._as_jacobian import as_jacobian, stacked
 from jaxjd.transform._rows import along_rows
 from jaxjd.weighting import conflict_free
@@ -112,7 +112,7 @@ def momentum_conflict_free(
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
         m = len(state.counts)
-        mask = check_mask(mask, m)
+        mask = check_mask(in_order("mask", mask, jacobian), m)
         check_index(index, jacobian, m)
         which = None if index is None else jnp.asarray(index, jnp.int32)
         parameters = jacobian._parameters
@@ -192,7 +192,7 @@ def rows_of(jacobian: Jacobian, index: Int[Array, ""] | None) -> Any:
     like = [jnp.zeros((), dtype) for dtype in jacobian._operator.dtypes]
     own = jnp.zeros_like(index) if rows == 1 else index
     one_hot = jnp.arange(rows, dtype=jnp.int32) == own
-    gradient = jacobian._vjp_alone(one_hot.astype(accumulation_dtype(*like)))
+    gradient = jacobian._backward()(one_hot.astype(accumulation_dtype(*like)))
     return jax.tree.map(lambda x: x[None], gradient)
 
 

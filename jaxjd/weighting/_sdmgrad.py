@@ -1,6 +1,5 @@
 """SDMGrad: approach MGDA's weights by projected steps, near a preference."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from jaxjd._checks import (
     known,
 )
 from jaxjd._numerics import like, matmul, root
+from jaxjd._typing import PerLoss
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
@@ -35,7 +35,7 @@ def sdmgrad(
     momentum: float | Float[Array, ""] = 0.5,
     inner_steps: int | Int[Array, ""] = 20,
     regularization: float | Float[Array, ""] = 0.3,
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
 ) -> Weighting:
     r"""Weights of SDMGrad, stochastic direction-oriented multi-objective descent.
 

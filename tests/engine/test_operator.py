@@ -60,7 +60,7 @@ def test_products_of_all_pairs(x64):
         restricted = {kind: of.products(some["dense"]) for kind, of in some.items()}
         gramians = {kind: of.gramian() for kind, of in left.items()}
         norms = {kind: of.squared_norms() for kind, of in left.items()}
-        alone = {kind: of.vjp_alone(weights) for kind, of in left.items()}
+        alone = {kind: of.backward()(weights) for kind, of in left.items()}
         return pairs, restricted, gramians, norms, alone
 
     weights = jnp.linspace(-1.0, 2.0, 15)

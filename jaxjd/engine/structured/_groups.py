@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,12 +15,18 @@ from jaxjd.engine import _products
 from jaxjd.engine.structured import _contraction, _use
 from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._contraction import Contraction, Factors
-from jaxjd.engine.structured._node import Input, Node, pullback
-from jaxjd.engine.structured._plan import Group, Plan, form
+from jaxjd.engine.structured._node import Input, pullback
+from jaxjd.engine.structured._plan import Group, Plan, form, joint
 
 # Keep a parameter's rows only if they are at most this many times larger than its
 # factors.
 REUSED_PER_KEPT = 2
+
+# On a CPU, rows are multiplied in at most so many parts, of at least so many examples,
+# to compute only the upper triangle of their products. With smaller parts nothing is
+# gained: such a product takes as long as it takes to read its operands. A GPU would
+# have as much to do for each part as for all rows together.
+MAX_PARTS, EXAMPLES_PER_PART = 4, 16
 
 
 class Point(NamedTuple):
@@ -173,10 +180,9 @@ def contraction(point: Point, groups: Sequence[Group]) -> Contraction:
     """How the inner products of groups that share a left factor are computed."""
     if not groups[0].uniform:
         return "rows"
-    factors = _factors_of(point, groups)
-    m, k = factors.right.shape[:2]
-    choice = groups[0].choice
-    return _contraction.choose(factors.sizes(), m, k, factors.one_hot, choice)
+    sizes, one_hot = joint(point.plan, groups)
+    m, k = point.num_examples, point.num_losses
+    return _contraction.choose(sizes, m, k, one_hot, groups[0].choice)
 
 
 def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array, "a b"]:
@@ -186,9 +192,10 @@ def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array,
         factors = _factors_of(left, groups)
         others = factors if right is left else _factors_of(right, groups)
         return _contraction.PRODUCTS[way](factors, others)
+    if groups[0].uniform and right is left:
+        return _of_parts(_products.gramian, _factors_of(left, groups))
     if groups[0].uniform:
-        x = [_blocks(left, groups)]
-        y = x if right is left else [_blocks(right, groups)]
+        x, y = [_blocks(left, groups)], [_blocks(right, groups)]
     else:
         (group,) = groups
         x = list(gradients(left, group).values())
@@ -200,11 +207,8 @@ def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
     """The gradients themselves, float32 or wider, per parameter."""
 
     def of_uses(same: Sequence[int]) -> Array:
-        factors = _factors(point, same)
-        blocks = _contraction.gradients(factors)
-        blocks = blocks.reshape(factors.num_rows, *blocks.shape[2:])
-        use = point.plan.uses[same[0]]
-        return jax.vmap(lambda block: _use.gradient(use, block))(blocks)
+        factors = _contraction.joined([_factors_of_use(point, n) for n in same])
+        return _use.gradients(_use.action(point.plan.uses[same[0]]), factors)
 
     def of_node(uses: Sequence[int]) -> Array:
         forms = _by(uses, lambda n: form(point.plan.uses[n]))
@@ -227,13 +231,14 @@ def combination(
         for group in groups:
             combined |= _weighted_gradients(point, group, weights)
     elif groups[0].uniform:
-        (all_outputs,) = _products.combine(weights.ravel(), [_blocks(point, groups)])
+        combine = partial(_products.combine_parts, weights.ravel())
+        all_outputs = _of_parts(combine, _factors_of(point, groups))
         first = 0
         for group in groups:
             use = point.plan.uses[group.uses[0]]
             outputs = all_outputs[..., first : first + use.bilinear.sizes.o]
             first += use.bilinear.sizes.o
-            gradient = _use.gradient(use, outputs)
+            gradient = _use.gradient(_use.action(use), outputs)
             combined |= _to_leaves(point, group, [gradient], {}, lambda pull: pull)
     else:
         formed = gradients(point, groups[0])
@@ -252,7 +257,7 @@ def _weighted_gradients(
         recorded = [point.passes.recorded[i] for i in use.others]
         cotangent = point.passes.cotangents[n]
         cotangent = _weighted(weights, cotangent, len(use.levels))
-        return _use.weighted_gradient(use, _value(use.node, point), recorded, cotangent)
+        return _use.weighted_gradient(_use.action(use), recorded, cotangent)
 
     direct = {
         leaf: _weighted_sum(weights, x) for leaf, x in point.passes.direct.items()
@@ -263,12 +268,13 @@ def _weighted_gradients(
 
 def _factors(point: Point, uses: Sequence[int]) -> Factors:
     """Uses of the same form, as one."""
-    passes, found = point.passes, []
-    for n in uses:
-        use = point.plan.uses[n]
-        recorded = [passes.recorded[i] for i in use.others]
-        found.append(_use.factors(use, recorded, passes.cotangents[n]))
-    return _contraction.joined(found)
+    return _contraction.joined([_factors_of_use(point, n) for n in uses])
+
+
+def _factors_of_use(point: Point, n: int) -> Factors:
+    use = point.plan.uses[n]
+    recorded = [point.passes.recorded[i] for i in use.others]
+    return _use.factors(_use.action(use), recorded, point.passes.cotangents[n])
 
 
 def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
@@ -281,6 +287,28 @@ def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
     """The rows of groups that share a left factor, the outputs of all together."""
     blocks = _contraction.gradients(_factors_of(point, groups))
     return blocks.reshape(point.num_rows, *blocks.shape[2:])
+
+
+def _of_parts(
+    function: Callable[[list[Float[Array, "r b i o"]]], Array], factors: Factors
+) -> Array:
+    """A function of rows in parts. The parts are formed one by one.
+
+    The parts are arrays of their own because XLA would copy slices of a single one.
+    """
+
+    def of(number: int, factors: Factors) -> Array:
+        blocks = [_contraction.gradients(part) for part in factors.split(number)]
+        return function([x.reshape(-1, *x.shape[2:]) for x in blocks])
+
+    number = min(MAX_PARTS, factors.right.shape[0] // EXAMPLES_PER_PART)
+    # With many positions, such as those of an image, nearly all of the time is spent on
+    # the rows, and parts would only add to it.
+    if number <= 1 or factors.sizes().t > 2 * factors.num_rows:
+        return of(1, factors)
+    return jax.lax.platform_dependent(
+        factors, cpu=partial(of, number), default=partial(of, 1)
+    )
 
 
 def _reuses_rows(point: Point, groups: Sequence[Group]) -> bool:
@@ -313,13 +341,14 @@ def _to_leaves(
     leaves = [leaf for leaf in group.leaves if leaf in point.leaves]
     gradients = {leaf: [direct[leaf]] for leaf in leaves if leaf in direct}
     if of_nodes:
-        nodes = [point.plan.uses[uses[0]].node for uses in _by_node(point, group)]
+        firsts = [point.plan.uses[uses[0]] for uses in _by_node(point, group)]
+        nodes = [use.node for use in firsts]
         if all(isinstance(node, Input) for node in nodes):
             pulled = of_nodes
         else:
             cotangents = [
-                x.astype(_value(node, point).dtype)
-                for x, node in zip(of_nodes, nodes, strict=True)
+                x.astype(use.eqn.invars[use.operand].aval.dtype)
+                for x, use in zip(of_nodes, firsts, strict=True)
             ]
             pull = pullback(nodes, point.inputs, leaves)
             pulled = mapped(pull)(cotangents)
@@ -330,10 +359,6 @@ def _to_leaves(
 
 def _by_node(point: Point, group: Group) -> list[list[int]]:
     return _by(group.uses, lambda n: point.plan.uses[n].node.key)
-
-
-def _value(node: Node, point: Point) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda inputs: node.value(inputs, {}), list(point.inputs))
 
 
 def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Array:

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxjd.engine._operator import Blocks, Operator, by_blocks, products_by_blocks
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured import _groups
-from jaxjd.engine.structured._backward import Pass
+from jaxjd.engine.structured._backward import Pass, both_passes
 from jaxjd.engine.structured._groups import Point
 from jaxjd.engine.structured._plan import Plan
 
@@ -119,12 +119,13 @@ class Structured(StructuredOperator):
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         """One weighted weight gradient per use of a parameter, no backward pass."""
-        weights = weights.reshape(-1, self.plan.function.losses_per_call)
+        k = self.plan.function.losses_per_call
+        weights = weights.reshape(-1, k)
         found: dict[int, Array] = {}
         for groups in self.plan.groups_of(self.argnums):
             point, losses = _groups.of_losses(self._point, groups)
             if losses:
-                of_these = weights[:, np.array(losses)]
+                of_these = weights if len(losses) == k else weights[:, np.array(losses)]
                 found |= _groups.combination(point, groups, of_these)
         point = {i: self.inputs[i] for i in self.argnums}
         return [
@@ -132,10 +133,16 @@ class Structured(StructuredOperator):
             for i, x in point.items()
         ]
 
-    def vjp_alone(self, weights: Float[Array, " m"]) -> list[Array]:
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
         if self.plan.function.axes is not None:
-            return self.vjp(weights)  # Its examples share one backward pass already.
-        return self._function.vjp(weights)
+            return self.vjp  # Its examples share one backward pass already.
+        return self._function.backward()
+
+    def anew(self) -> "Structured":
+        if self.plan.function.axes is not None:
+            return self
+        _, passes = both_passes(self.plan, self.inputs)
+        return dataclasses.replace(self, passes=passes)
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         return self._function.jvp(tangents)
