@@ -66,6 +66,7 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Predicts the next character, 64 times. The embedding is also the last layer."""
 
+    depth: int = 2
     vocabulary: int = 256
     length: int = 64
     width: int = 128
@@ -78,7 +79,7 @@ class Decoder(nn.Module):
         )
         x = embed(tokens) + place
         mask = nn.make_causal_mask(tokens)
-        for _ in range(2):
+        for _ in range(self.depth):
             x = Block(self.width)(x, mask)
         return embed.attend(nn.LayerNorm()(x))
 
@@ -105,8 +106,8 @@ def classifier(name: str, module: nn.Module, shape: tuple[int, ...], sizes) -> M
     return Model(name, params, loss, batch, sizes)
 
 
-def decoder() -> Model:
-    module = Decoder()
+def decoder(depth: int = 2) -> Model:
+    module = Decoder(depth)
 
     def loss(params, tokens):
         logits: Any = module.apply(params, tokens[:-1])

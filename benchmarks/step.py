@@ -11,6 +11,13 @@ alternate in one process, and the times are medians over rounds:
 - per-example: `jax.vmap(jax.grad)`, and the products of all rows;
 - TorchJD: its engine and its whole UPGrad step, relative to an SGD step in torch.
 
+The bounds are what the arithmetic takes: that of the SGD step, whose weight gradients
+cost as much as the rows of J or a weighted weight gradient do, and that of the inner
+products, each parameter's computed in the way that `jaxjd.explain` names, of all pairs
+once. For UPGrad the time of the weights is added, which is measured. A step can be
+faster, if its products are larger than those of SGD, and slower, if they are limited by
+memory.
+
 A second table says where the time goes. It starts with the forward and backward pass
 that give the activations and cotangents, and adds the Gramian, the combination and the
 weights.
@@ -21,7 +28,9 @@ the process grows. The script writes `step.md`, `step.json` and `step.png` to th
 """
 
 import argparse
+import functools
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -34,6 +43,7 @@ import jax.numpy as jnp
 
 import jaxjd
 from benchmarks._models import Model, models
+from benchmarks._operations import operations
 from benchmarks._results import FOLDER, save
 from benchmarks._timing import alternating, machine
 from jaxjd import engine
@@ -117,26 +127,59 @@ def steps(model: Model, m: int) -> dict[str, Callable[..., Any]]:
     }
 
 
+def inner_products(model: Model, examples: tuple[Any, ...]) -> int:
+    """The operations of the Gramian and of combining rows, but not of forming them."""
+    explained = jaxjd.explain(model.loss, in_axes=model.in_axes)
+    found = explained(model.params, *examples)
+    m = found.num_losses
+
+    def of_parameter(entry: Any) -> int:
+        if entry.contraction == "rows":
+            return (m * (m + 1) + 2 * m) * math.prod(entry.shape)
+        # The cost counts both (i, j) and (j, i).
+        return entry.cost.flops * (m + 1) // (2 * m)
+
+    return sum(map(of_parameter, found.parameters.entries))
+
+
 def measure(model: Model, m: int, rounds: int) -> dict[str, Any]:
     examples = model.batch(m)
-    compiled = {
+    contenders = steps(model, m)
+    compiled: dict[str, Any] = {
         name: jax.jit(step).lower(model.params, *examples).compile()
-        for name, step in steps(model, m).items()
+        for name, step in contenders.items()
     }
-    for step in compiled.values():
-        jax.block_until_ready(step(model.params, *examples))
-    seconds = alternating(
-        {
-            name: lambda step=step: jax.block_until_ready(step(model.params, *examples))
-            for name, step in compiled.items()
-        },
-        rounds,
-    )
+    arguments = dict.fromkeys(compiled, (model.params, *examples))
+    arguments["weights"] = (compiled["Gramian"](model.params, *examples),)
+    weights = jax.jit(jaxjd.weighting.upgrad())
+    compiled["weights"] = weights.lower(*arguments["weights"]).compile()
+    runners = {
+        name: functools.partial(run, step, *arguments[name])
+        for name, step in compiled.items()
+    }
+    for runner in runners.values():
+        runner()
+    seconds = alternating(runners, rounds)
+    extra = inner_products(model, examples)
+    bound = 1 + extra / operations(contenders["SGD"], model.params, *examples)
     analyses: dict[str, Any] = {
         name: step.memory_analysis() for name, step in compiled.items()
     }
     memory = {name: of.temp_size_in_bytes for name, of in analyses.items()}
-    return {"model": model.name, "m": m, "seconds": seconds, "memory": memory}
+    return {
+        "model": model.name,
+        "m": m,
+        "seconds": seconds,
+        "memory": memory,
+        "bounds": {
+            "engine": bound,
+            "UPGrad": bound + seconds["weights"] / seconds["SGD"],
+        },
+    }
+
+
+def run(step: Callable[..., Any], *args: Any) -> None:
+    jax.block_until_ready(step(*args))
 
 
 def measure_torchjd(model: Model, m: int, rounds: int) -> dict[str, Any] | None:
@@ -167,7 +210,9 @@ COLUMNS = (
     "model, m",
     "SGD, ms",
     "engine",
+    "bound",
     "UPGrad",
+    "bound",
     "per-example",
     "TorchJD engine",
     "TorchJD UPGrad",
@@ -194,6 +239,8 @@ def table(results: list[dict[str, Any]]) -> str:
         ):
             goal = "" if target is None else f" (≤ {target})"
             cells.append(f"{seconds[name] / seconds['SGD']:.2f}{goal}")
+            if name in row["bounds"]:
+                cells.append(f"{row['bounds'][name]:.2f}")
         torch = row.get("torchjd")
         times = torch and torch["seconds"]
         for name in ("engine", "UPGrad"):

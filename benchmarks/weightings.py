@@ -23,6 +23,7 @@ import matplotlib
 import numpy as np
 import torch
 import torchjd.aggregation as reference
+import torchjd.scalarization as scalarization
 
 import jaxjd
 from benchmarks._results import FOLDER, save
@@ -38,11 +39,13 @@ Each library gets its own float32 arrays, made beforehand. Calls cycle through t
 four problems: Gramians of normal Jacobians with n = 1000, whose gradients share a
 direction, so that no point is stationary. If TorchJD needs the Jacobian itself (marked
 J), both libraries start from it and return the update. Methods of jaxjd are compiled by
-`jax.jit`. Their times include the dispatch but not the compilation, which is given for
-the largest m. In both libraries the state passes from call to call. TorchJD is called
-as its documentation does, with torch's default number of threads. A cell of TorchJD is
-left out if a call takes more than {limit} s. A ratio above 1 means that jaxjd is
-faster. The first row is the time of the call itself, the least that a compiled function
+`jax.jit`. Scalarizers (marked L) start from the losses, and both libraries return the
+gradient in them; what UW and IMTL-L learn, an Adam of each library learns. The times of
+jaxjd include the dispatch but not the compilation, which is given for the largest m. In
+both libraries the state passes from call to call. TorchJD is called as its
+documentation does, with torch's default number of threads. A cell of TorchJD is left
+out if a call takes more than {limit} s. A ratio above 1 means that jaxjd is faster. The
+first row is the time of the call itself, the least that a compiled function
 can take."""
 
 SIZES = (2, 8, 32, 128)
@@ -71,21 +74,51 @@ TARGET = 10
 class Row(NamedTuple):
     """Both sides of a comparison, made for m losses.
 
-    `ours` makes a weighting, for Gramians, or an optax transformation, for Jacobians.
+    `ours` makes a weighting, for Gramians, an optax transformation, for Jacobians, or a
+    scalarizer, for losses.
     """
 
     ours: Callable[[int], Any]
     theirs: Callable[[int], Callable[[torch.Tensor], torch.Tensor]] | None
     of_two_batches: bool = False
+    of_losses: bool = False
     least: int = 1
 
 
 w = jaxjd.weighting
+s = jaxjd.scalarization
 REGULARISED: dict[str, Any] = {"norm_eps": 1e-4, "reg_eps": 1e-4}
 
 
 def linear(m: int) -> Any:
     return np.linspace(0.5, 1.5, m, dtype=np.float32) / m
+
+
+def of_scalarizer(
+    make: Callable[[int], Any],
+) -> Callable[[int], Callable[[torch.Tensor], torch.Tensor]]:
+    """TorchJD's scalarizer as a step: backward, and what it learns."""
+
+    def made(m: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        scalarizer = make(m)
+        is_famo = isinstance(scalarizer, scalarization.FAMO)
+        learned = [] if is_famo else list(scalarizer.parameters())
+        adam = torch.optim.Adam(learned, 0.025) if learned else None
+
+        def call(losses: torch.Tensor) -> torch.Tensor:
+            losses = losses.clone().requires_grad_()
+            scalarizer(losses).backward()
+            if is_famo:
+                scalarizer.update(0.9 * losses.detach())
+            if adam is not None:
+                adam.step()
+                adam.zero_grad()
+            assert losses.grad is not None
+            return losses.grad
+
+        return call
+
+    return made
 
 
 # The methods that take arguments besides the number of losses.
@@ -96,15 +129,41 @@ SPECIAL = {
         lambda m: w.constant(linear(m)),
         lambda m: reference.ConstantWeighting(torch.from_numpy(linear(m))),
     ),
+    "cosmos": Row(
+        lambda m: s.cosmos(1.0),
+        of_scalarizer(lambda m: scalarization.COSMOS(1.0, torch.full((m,), 1 / m))),
+        of_losses=True,
+    ),
     "cr_mogm(upgrad)": Row(
         lambda m: w.cr_mogm(w.upgrad(**REGULARISED), num_losses=m),
         lambda m: reference.CRMOGMWeighting(reference.UPGradWeighting()),
+    ),
+    "dwa": Row(
+        lambda m: s.dwa(num_losses=m, epoch_steps=100),
+        of_scalarizer(lambda m: scalarization.DWA()),
+        of_losses=True,
     ),
     "dualproj": Row(
         lambda m: w.dualproj(**REGULARISED), lambda m: reference.DualProjWeighting()
     ),
     "fairgrad": Row(
         lambda m: w.fairgrad(2.0), lambda m: reference.FairGradWeighting(2.0)
+    ),
+    "famo": Row(
+        lambda m: s.famo(num_losses=m),
+        of_scalarizer(scalarization.FAMO),
+        of_losses=True,
+    ),
+    "geometric_mean": Row(
+        lambda m: s.geometric_mean(),
+        of_scalarizer(lambda m: scalarization.GeometricMean()),
+        of_losses=True,
+    ),
+    "gradnorm": Row(lambda m: s.gradnorm(num_losses=m), None, of_losses=True),
+    "imtl_l": Row(
+        lambda m: s.imtl_l(num_losses=m),
+        of_scalarizer(scalarization.IMTLL),
+        of_losses=True,
     ),
     "krum": Row(
         lambda m: w.krum(1, 2), lambda m: reference.KrumWeighting(1, 2), least=4
@@ -121,16 +180,29 @@ SPECIAL = {
     "nash_mtl": Row(
         lambda m: jaxjd.nash_mtl(num_losses=m), lambda m: reference.NashMTL(m)
     ),
+    "pbi": Row(
+        lambda m: s.pbi(5.0),
+        of_scalarizer(lambda m: scalarization.PBI(5.0, torch.full((m,), 1 / m))),
+        of_losses=True,
+    ),
     "sdmgrad": Row(
         lambda m: w.sdmgrad(num_losses=m),
         lambda m: reference.SDMGradWeighting(),
         of_two_batches=True,
+    ),
+    "stch": Row(
+        lambda m: s.stch(0.1),
+        of_scalarizer(lambda m: scalarization.STCH(0.1)),
+        of_losses=True,
     ),
     "trimmed_mean": Row(
         lambda m: jaxjd.trimmed_mean(1), lambda m: reference.TrimmedMean(1), least=3
     ),
     "upgrad": Row(
         lambda m: w.upgrad(**REGULARISED), lambda m: reference.UPGradWeighting()
+    ),
+    "uw": Row(
+        lambda m: s.uw(num_losses=m), of_scalarizer(scalarization.UW), of_losses=True
     ),
 }
 
@@ -153,7 +225,7 @@ def rows() -> dict[str, Row]:
     """Every method by name, those of `SPECIAL` with their arguments."""
     weightings = inspect.getmembers(w, inspect.isfunction)
     names = {name for name, _ in weightings if hasattr(jaxjd, name)}
-    names |= {"excess_mtl", "graddrop", "trimmed_mean"}
+    names |= {"excess_mtl", "graddrop", "momentum_conflict_free", "trimmed_mean"}
     plain = names - {title.split("(")[0] for title in SPECIAL}
     every = {name: default(name) for name in plain} | SPECIAL
     return {name: every[name] for name in sorted(every)}
@@ -178,10 +250,18 @@ def our_call(row: Row, m: int, inputs: list[np.ndarray]) -> tuple[Callable, floa
     arrays = itertools.cycle([jnp.asarray(x) for x in inputs])
     params = jnp.zeros(N)
     of_gramian = isinstance(made, Weighting)
-    state = made.init() if of_gramian else made.init(params)
+    state = made.init(params) if of(row, made) == "J" else made.init()
 
     @jax.jit
     def step(x, state):
+        if row.of_losses:
+            # Norms that the loop does not have to compute.
+            extra_args = {"losses_after": 0.9 * x, "squared_norms": x * x}
+
+            def scalar(x):
+                return made.update(x, state, **extra_args)
+
+            return jax.grad(scalar, has_aux=True)(x)
         if not of_gramian:
             return made.update(x, state, params)
         extra_args = {"cross_gramian": x} if row.of_two_batches else {}
@@ -197,6 +277,11 @@ def our_call(row: Row, m: int, inputs: list[np.ndarray]) -> tuple[Callable, floa
         return result
 
     return call, compilation
+
+
+def of(row: Row, made: Any) -> str:
+    """What a method starts from: losses, the Gramian or the Jacobian."""
+    return "L" if row.of_losses else "G" if isinstance(made, Weighting) else "J"
 
 
 def their_call(row: Row, m: int, inputs: list[np.ndarray]) -> Callable:
@@ -227,8 +312,9 @@ def seconds_of(call: Callable) -> float:
 def measure(name: str, row: Row, m: int, theirs_too: bool) -> dict[str, Any]:
     """Measure a cell: the median seconds of a call of each library."""
     jacobians, gramians = problems(m, row.of_two_batches)
-    of_gramian = isinstance(row.ours(m), Weighting)
-    inputs = gramians if of_gramian else jacobians
+    start = of(row, row.ours(m))
+    losses = [np.square(J).sum(1) for J in jacobians]
+    inputs = {"L": losses, "G": gramians, "J": jacobians}[start]
     ours, compilation = our_call(row, m, inputs)
     calls = {"jaxjd": ours}
     left_out = row.theirs is not None and not theirs_too
@@ -249,7 +335,7 @@ def measure(name: str, row: Row, m: int, theirs_too: bool) -> dict[str, Any]:
     return {
         "aggregator": name,
         "m": m,
-        "of": "G" if of_gramian else "J",
+        "of": start,
         "compile_s": compilation,
         "seconds": seconds,
         "left_out": left_out,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxjd
-from tests.weighting.registry import AGGREGATORS, KINDS, OF_ROWS
+from tests.weighting.registry import AGGREGATORS, KINDS, OF_LOSSES, OF_ROWS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "aggregators.md"
@@ -96,11 +96,11 @@ def unusual(section: str) -> list[list[str]]:
 
 
 def methods(section: str, rows: dict[str, list[str]]) -> list[list[str]]:
-    """The rows of the README's table, in its order. New ones come before `OF_ROWS`."""
+    """The rows of the README's table, in its order: new ones by what they look at."""
     old = [name for name in cells(section) if name in rows]
     names = old + [name for name in rows if name not in old]
     table = [["name", "what the update is", "state", "parameters", "paper"]]
-    for name in sorted(names, key=lambda name: name in OF_ROWS):
+    for name in sorted(names, key=lambda name: (name in OF_ROWS, name in OF_LOSSES)):
         update, _, state, given, *_, reference = rows[name]
         state = "" if state == "none" else state
         given = re.sub(r"=.*?`", "`", given)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torchjd.aggregation as reference
+import torchjd.scalarization as scalarization
 from jaxtyping import Array, Float, Int
 from torch.overrides import TorchFunctionMode
 
@@ -33,17 +34,21 @@ from .precision import Precision, jax_precision, torch_dtype
 from .weights import relative_difference
 
 Bounds = dict[Precision, float]
+w = jaxjd.weighting
 
 
 def counterpart(name: str) -> type | None:
     """TorchJD's class for a method of jaxjd, or None if TorchJD lacks the method.
 
-    It is the weighting if both libraries have one, and the aggregator otherwise.
+    It is the weighting if both libraries have one, and otherwise the aggregator, or the
+    scalarizer of a method that is only a function of the losses.
     """
-    classes = {key.lower(): value for key, value in vars(reference).items()}
+    of_losses = hasattr(jaxjd.scalarization, name) and not hasattr(w, name)
+    source = scalarization if of_losses else reference
+    classes = {key.lower(): value for key, value in vars(source).items()}
     plain = {"conflict_free": "config"}.get(name, name.replace("_", ""))
     of_rows = classes.get(plain)
-    if not hasattr(jaxjd.weighting, name):
+    if not hasattr(w, name):
         return of_rows
     return classes.get(f"{plain}weighting", of_rows)
 
@@ -55,6 +60,8 @@ class Inputs(NamedTuple):
     gramian: Float[Any, "m m"]
     cross_gramian: Float[Any, "m m"]
     """The products of the rows with the rows of another batch."""
+    losses: Float[Any, " m"]
+    """Positive numbers, one for each row."""
 
 
 class Ours(NamedTuple):
@@ -82,7 +89,7 @@ class Method(NamedTuple):
     name: str
     ours: Callable[[int, int], Ours]
     theirs: Callable[[int, torch.dtype], Callable[[torch.Tensor], torch.Tensor]]
-    takes: Literal["rows", "gramian", "cross_gramian"]
+    takes: Literal["rows", "gramian", "cross_gramian", "losses"]
     sequences: Callable[[], list[list[Inputs]]]
     bounds: Bounds
     draws: Callable[[list[torch.Tensor]], np.ndarray] | None = None
@@ -226,7 +233,8 @@ def kinds(*names: str) -> Callable[[], list[list[Inputs]]]:
 
 def inputs(jacobian: Jacobian, other: Jacobian | None = None) -> Inputs:
     second = jacobian if other is None else other
-    return Inputs(jacobian, jacobian @ jacobian.T, jacobian @ second.T)
+    losses = np.square(jacobian).mean(axis=1)
+    return Inputs(jacobian, jacobian @ jacobian.T, jacobian @ second.T, losses)
 
 
 def preference(m: int) -> list[float]:

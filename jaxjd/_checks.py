@@ -1,6 +1,6 @@
 """Check Gramians, masks and hyperparameters, and say what is wrong with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,13 @@ from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._sharding import replicated
-from jaxjd._typing import PyTree
+from jaxjd._typing import PerLoss, PyTree
 
 
 def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """A Gramian, in float32 if it was narrower.
+
+    It may be a `jax.ShapeDtypeStruct` for a weighting that reads nothing else.
 
     **Raises:** `ValueError` if it is not square. `TypeError` if it is not a real array,
     such as the Jacobian itself.
@@ -27,14 +29,15 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
             "`jaxjd.NAME().update(jac, state, params)`."
         )
     try:
-        G = jnp.asarray(gramian)
+        shape_only = isinstance(gramian, jax.ShapeDtypeStruct)
+        G: Any = gramian if shape_only else jnp.asarray(gramian)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`gramian` must be the matrix J Jᵀ, [m, m]. Got {type(gramian).__name__}. "
             "Gradients go to a transformation: `jaxjd.NAME().update(gradients, state, "
             "params)`."
         ) from error
-    if G.ndim != 2 or G.shape[0] != G.shape[1] or not G.size:
+    if len(G.shape) != 2 or G.shape[0] != G.shape[1] or not G.size:
         raise ValueError(
             f"`gramian` must be a square matrix, [m, m]. Got shape {G.shape}."
         )
@@ -42,7 +45,7 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
         raise TypeError(f"`gramian` must be real floating-point. Got {G.dtype}.")
     # Not jnp.promote_types, which keeps the weak type of a Python number.
     dtype = jnp.float64 if G.dtype == jnp.float64 else jnp.float32
-    return replicated(G.astype(dtype))
+    return G.update(dtype=dtype) if shape_only else replicated(G.astype(dtype))
 
 
 def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
@@ -72,19 +75,24 @@ def present_only(
     """
     gramian = check_gramian(gramian)
     mask = check_mask(mask, gramian.shape[0])
+    if isinstance(gramian, jax.ShapeDtypeStruct):
+        return gramian, mask
     return jnp.where(mask[:, None] & mask[None], gramian, 0), mask
 
 
 def check_vector(
-    name: str, values: Float[Array, " m"] | Sequence[float], *, nonnegative: bool
+    name: str, values: PerLoss, *, nonnegative: bool
 ) -> Float[Array, " m"]:
     """A vector of numbers, or of scalars that may be traced.
 
-    Values that are known are checked.
+    Those in a dict come in the order of its sorted keys, as the rows of the losses in a
+    dict do. Values that are known are checked.
 
     **Raises:** `TypeError` if it is not real; `ValueError` if it is not a vector of
     finite numbers, or must be nonnegative and is not.
     """
+    if isinstance(values, Mapping):
+        values = [x for leaf in jax.tree.leaves(values) for x in jnp.ravel(leaf)]
     if isinstance(values, jax.Array):
         vector = values
     elif any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):

@@ -45,3 +45,9 @@ def forbid_batch_statistics(per_example: bool) -> Iterator[None]:
 
     with linen.intercept_methods(interceptor):
         yield
+
+
+def is_variable(leaf: object) -> bool:
+    """Whether it is a variable of nnx, if nnx is in use at all."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(leaf, nnx.Variable)

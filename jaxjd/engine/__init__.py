@@ -22,7 +22,7 @@ from jaxjd.engine.chunked import Chunked as Chunked
 from jaxjd.engine.concatenated import concatenated as concatenated
 from jaxjd.engine.concatenated import products as products
 from jaxjd.engine.dense import Dense as Dense
-from jaxjd.engine.dense import dense as dense
+from jaxjd.engine.dense import dense_with_outputs as dense_with_outputs
 from jaxjd.engine.dense import stacked as stacked
 from jaxjd.engine.structured import Choice as Choice
 from jaxjd.engine.structured import Plan as Plan

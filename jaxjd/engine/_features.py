@@ -81,7 +81,7 @@ class Named:
         own = [n for n in range(len(parameters)) if reached.count(n) == 1]
         shared = [n for n in range(len(parameters)) if reached.count(n) > 1]
         kept = (*places, *(parameters[n] for n in own))
-        rows = of_pieces(heads.function, inputs, kept)
+        rows, _ = of_pieces(heads.function, inputs, kept)
 
         def vjp(weights: Float[Array, " m"]) -> list[Array]:
             combined = rows.vjp(weights)

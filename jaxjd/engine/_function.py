@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 from jaxtyping import Array, Float
@@ -30,7 +29,7 @@ from jaxjd._sharding import (
     varying,
     without,
 )
-from jaxjd.engine import _pieces
+from jaxjd.engine import _pieces, _repeats
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,10 +76,15 @@ class LossFunction:
 
     def outputs(self, inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """The leaves of the losses and of the auxiliary output."""
-        consts = inputs[: len(self.jaxpr.constvars)]
-        call = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))
-        outputs = list(call(*inputs[len(consts) :]))
-        return self.leaves(outputs[: self.num_pieces]), outputs[self.num_pieces :]
+        pieces, others = self.pieces_of_losses(inputs)
+        return self.leaves(pieces), others
+
+    def pieces_of_losses(
+        self, inputs: Sequence[Array]
+    ) -> tuple[list[Array], list[Array]]:
+        """The losses in pieces, and the leaves of the auxiliary output."""
+        outputs = _repeats.evaluate(self.jaxpr, inputs)
+        return outputs[: self.num_pieces], outputs[self.num_pieces :]
 
     def leaves(self, pieces: Sequence[Array]) -> list[Array]:
         """The losses as `fun` returns them, from their pieces."""
@@ -114,15 +118,10 @@ class LossFunction:
 
     def losses(self, inputs: Sequence[Array]) -> Float[Array, " k"]:
         """All k losses of one call in one vector."""
-        return jnp.concatenate(self.losses_in_pieces(inputs))
-
-    def losses_in_pieces(self, inputs: Sequence[Array]) -> list[Float[Array, " k"]]:
-        """The same as one vector for each piece."""
-        consts = inputs[: len(self.jaxpr.constvars)]
-        call = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(consts)))
-        return self.vectors(list(call(*inputs[len(consts) :]))[: self.num_pieces])
+        return jnp.concatenate(self.vectors(self.pieces_of_losses(inputs)[0]))
 
     def vectors(self, pieces: Sequence[Array]) -> list[Float[Array, " k"]]:
+        """One vector for each piece."""
         return [ravel(jnp.asarray(piece, self.loss_dtype)) for piece in pieces]
 
     def pieces(self, argnums: Sequence[int]) -> _pieces.Pieces:

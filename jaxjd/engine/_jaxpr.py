@@ -5,12 +5,13 @@ uses nothing below `jax.extend.core`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
 # The names under which versions of JAX know equations that only call a jaxpr.
@@ -28,22 +29,26 @@ def evaluate(jaxpr: Any, eqn: Any, operands: Sequence[Any]) -> list[Array]:
     It is evaluated as a jaxpr of this one equation, because only JAX knows how to bind
     each primitive: those with custom derivatives take functions besides operands.
     """
-    values = {
-        variable: value
-        for variable, value in zip(eqn.invars, operands, strict=True)
-        if not is_literal(variable)
-    }
-    single = jaxpr.replace(
-        constvars=[], invars=list(values), outvars=eqn.outvars, eqns=[eqn]
+    of = dict(zip(map(id, eqn.invars), operands, strict=True))
+    jaxpr = single(jaxpr, eqn)
+    values = [of[id(variable)] for variable in jaxpr.invars]
+    return list(jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*values))
+
+
+def single(jaxpr: Any, eqn: Any) -> Any:
+    """A jaxpr of one of the equations of a jaxpr. Its arguments are the variables."""
+    variables = dict.fromkeys(v for v in eqn.invars if not is_literal(v))
+    return jaxpr.replace(
+        constvars=[], invars=list(variables), outvars=eqn.outvars, eqns=[eqn]
     )
-    return list(jaxpr_as_fun(ClosedJaxpr(single, []))(*values.values()))
 
 
 def needed(jaxpr: Any, outputs: Sequence[Any]) -> tuple[Any, set[Any]]:
     """The part of a jaxpr that these of its variables depend on, with them as outputs.
 
     **Returns:** the jaxpr, with all the arguments of the given one, and the variables
-    that occur in it.
+    that the outputs depend on. A call stays whole, whichever of its results are needed,
+    so there may be other variables in the jaxpr.
     """
     used = {v for v in outputs if not is_literal(v)}
     eqns = []
@@ -51,8 +56,19 @@ def needed(jaxpr: Any, outputs: Sequence[Any]) -> tuple[Any, set[Any]]:
         if used.isdisjoint(eqn.outvars):
             continue
         eqns.append(eqn)
-        used.update(v for v in eqn.invars if not is_literal(v))
+        used.update(v for v in _operands_of(eqn, used) if not is_literal(v))
     return jaxpr.replace(outvars=list(outputs), eqns=eqns[::-1]), used
+
+
+def _operands_of(eqn: Any, used: set[Any]) -> list[Any]:
+    """The operands that those results of an equation depend on that are used."""
+    if eqn.primitive.name not in CALLS:
+        return eqn.invars
+    inner, _ = called(eqn)
+    results = zip(eqn.outvars, inner.outvars, strict=True)
+    _, inside = needed(inner, [within for result, within in results if result in used])
+    operands = zip(eqn.invars, inner.invars, strict=True)
+    return [operand for operand, within in operands if within in inside]
 
 
 def called(eqn: Any) -> tuple[Any, Sequence[Any]]:
@@ -98,3 +114,68 @@ def is_differentiable(aval: Any) -> bool:
 
 def size(aval: Any) -> int:
     return math.prod(aval.shape)
+
+
+# For the id of a jaxpr, the jaxpr and what is equal for those that do the same.
+Memo = dict[int, tuple[Any, Hashable]]
+
+
+def kind(eqn: Any, memo: Memo | None = None) -> Hashable:
+    """Equal for equations that do the same, to whatever operands.
+
+    Those that cannot be compared, because of side effects or custom derivatives, are
+    equal to themselves only. `memo` is for many equations: functions that they share
+    are looked at once.
+    """
+    if eqn.effects:
+        return id(eqn)
+    memo = {} if memo is None else memo
+    # The first place of each operand, because one may be there twice.
+    first: dict[int, int] = {}
+    operands = tuple(
+        (_literal(v) if is_literal(v) else v.aval, first.setdefault(id(v), n))
+        for n, v in enumerate(eqn.invars)
+    )
+    results = tuple(v.aval for v in eqn.outvars)
+    params = tuple(
+        (name, _static(eqn.params[name], memo)) for name in sorted(eqn.params)
+    )
+    key = (eqn.primitive, operands, results, params, eqn.ctx)
+    try:
+        hash(key)
+    except TypeError:
+        return id(eqn)
+    return key
+
+
+def _literal(literal: Any) -> Hashable:
+    # By its bytes, since a NaN is not equal to itself.
+    return literal.aval, np.asarray(literal.val).tobytes()
+
+
+def _static(param: Any, memo: Memo) -> Hashable:
+    """A parameter of an equation, equal for functions that are written alike."""
+    if isinstance(param, ClosedJaxpr):
+        return written(param.jaxpr, memo), tuple(map(id, param.consts))
+    if isinstance(param, Jaxpr):
+        return written(param, memo)
+    if isinstance(param, tuple | list):
+        return tuple(_static(item, memo) for item in param)
+    return param
+
+
+def written(jaxpr: Any, memo: Memo) -> Hashable:
+    """Equal for jaxprs that do the same. Of closed-over arrays it is the identity."""
+    if id(jaxpr) not in memo:
+        inputs = (*jaxpr.constvars, *jaxpr.invars)
+        sources: dict[Any, Hashable] = {v: n for n, v in enumerate(inputs)}
+        for n, eqn in enumerate(jaxpr.eqns):
+            sources.update((v, (n, index)) for index, v in enumerate(eqn.outvars))
+
+        def of(atoms: Sequence[Any]) -> tuple[Hashable, ...]:
+            return tuple(_literal(v) if is_literal(v) else sources[v] for v in atoms)
+
+        eqns = tuple((kind(eqn, memo), of(eqn.invars)) for eqn in jaxpr.eqns)
+        avals = tuple(v.aval for v in inputs)
+        memo[id(jaxpr)] = jaxpr, (avals, eqns, of(jaxpr.outvars))
+    return memo[id(jaxpr)][1]

@@ -89,6 +89,22 @@ class Operator(abc.ABC):
     def restrict(self, kept: Sequence[int]) -> "Operator":
         """J with respect to the parameters at these places in the list."""
 
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        """`vjp` where nothing else of J is needed: by one backward pass.
+
+        Rows, or what they are made of, may cost a backward pass each. XLA leaves them
+        out where nothing else depends on them. The forward pass is made at once.
+        """
+        return self.vjp
+
+    def anew(self) -> "Operator":
+        """The same J, with nothing computed that only some of its products need.
+
+        In a branch of `jax.lax.cond`, what is then computed is computed only if this
+        branch is taken.
+        """
+        return self
+
     def products(self, other: "Operator") -> Float[Array, "m k"]:
         """`J₁ J₂ᵀ` for another operator with k rows and the same list of parameters."""
         left = self.row_blocks()

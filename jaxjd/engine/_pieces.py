@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from jaxjd._sharding import abstract, spread_like, varying
-from jaxjd.engine import _jaxpr
+from jaxjd.engine import _jaxpr, _repeats
 
 # They work entry by entry, so they apply to each part of a concatenation by itself.
 ELEMENTWISE = {
@@ -279,23 +278,58 @@ def pullbacks(
     closed = jax.make_jaxpr(lambda *t: linear(jax.tree.unflatten(structure, t)))(
         *leaves
     )
+    parts = _parts_by_reader(closed.jaxpr)
     return aux, [
-        _rows_of_piece(closed, leaves, n, value) for n, value in enumerate(values)
+        _rows_of_piece(closed, parts, leaves, n, value)
+        for n, value in enumerate(values)
+    ]
+
+
+def _parts_by_reader(jaxpr: Any) -> list[tuple[tuple[int, ...], _repeats.Part]]:
+    """The parts of a jaxpr, and which of its outputs each of them is needed for.
+
+    What several outputs need, as the trunk of a network, is under `jax.jit`: so it is
+    transposed and lowered once, and called for each of these outputs.
+    """
+    readers: dict[int, tuple[int, ...]] = {}
+    for n, variable in enumerate(jaxpr.outvars):
+        for eqn in _jaxpr.needed(jaxpr, [variable])[0].eqns:
+            readers[id(eqn)] = (*readers.get(id(eqn), ()), n)
+    labels = [readers.get(id(eqn), ()) for eqn in jaxpr.eqns]
+    return [
+        (of, part._replace(is_called=len(of) > 1 and part.is_worth_a_call))
+        for of, part in _repeats.runs(jaxpr, labels)
     ]
 
 
 def _rows_of_piece(
-    closed: Any, leaves: Sequence[Array], n: int, value: Array
+    closed: Any,
+    parts: Sequence[tuple[tuple[int, ...], _repeats.Part]],
+    leaves: Sequence[Array],
+    n: int,
+    value: Array,
 ) -> list[Float[Array, "k ..."] | None]:
-    needed, used = _jaxpr.needed(closed.jaxpr, closed.jaxpr.outvars[n : n + 1])
-    reached = [i for i, v in enumerate(closed.jaxpr.invars) if v in used]
-    needed = needed.replace(invars=[closed.jaxpr.invars[i] for i in reached])
+    arguments, variable = closed.jaxpr.invars, closed.jaxpr.outvars[n]
+    _, used = _jaxpr.needed(closed.jaxpr, [variable])
+    reached = [i for i, v in enumerate(arguments) if v in used]
     found: list[Any] = [None] * len(leaves)
     if reached:
-        call = jaxpr_as_fun(ClosedJaxpr(needed, closed.consts))
 
         def tangent_to_piece(some: list[Array]) -> Array:
-            return call(*some)[0]
+            values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+            values |= zip([arguments[i] for i in reached], some, strict=True)
+
+            def read(v: Any) -> Array:
+                # A part may take more, for results that this piece does not need.
+                return (
+                    values[v] if v in values else jnp.zeros(v.aval.shape, v.aval.dtype)
+                )
+
+            for readers, part in parts:
+                if n in readers:
+                    results = part(*map(read, part.inputs))
+                    values.update(zip(part.outputs, results, strict=True))
+            return values[variable]
 
         point = [leaves[i] for i in reached]
         pullback = jax.linear_transpose(tangent_to_piece, point)

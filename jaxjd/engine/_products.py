@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxjd._numerics import accumulation_dtype
+from jaxjd._numerics import accumulation_dtype, symmetric
 from jaxjd._sharding import automatically, mesh_of, spec_of, sum_over_entries
 
 # As `jax.lax.dot_general` takes them: the contracted axes, and the batch axes.
@@ -48,6 +49,7 @@ def contract(x: Array, y: Array, contracted: Axes, batch: Axes = ((), ())) -> Ar
     return jax.lax.platform_dependent(x, y, cpu=widened, default=product)
 
 
+@jax.jit
 def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
     """Inner products of every row of `left` with every row of `right`.
 
@@ -60,8 +62,6 @@ def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b
         pairs = zip(left, right, strict=True)
         return [_of_all_entries(x, y).astype(dtype) for x, y in pairs]
 
-    if right is left:
-        return sum_over_entries(lambda rows: of_entries(rows, rows), left)
     return sum_over_entries(of_entries, left, right)
 
 
@@ -70,6 +70,22 @@ def _of_all_entries(x: Float[Array, "a ..."], y: Float[Array, "b ..."]) -> Array
     return contract(x, y, ((1,), (1,)))
 
 
+@jax.jit
+def gramian(parts: Sequence[Array]) -> Float[Array, "m m"]:
+    """Inner products of all rows of some parts, whose upper triangle is computed."""
+    sizes = [len(part) for part in parts]
+    zeros = accumulation_dtype(*parts)
+    upper = [
+        [
+            products([x], [y]) if i <= j else jnp.zeros((sizes[i], sizes[j]), zeros)
+            for j, y in enumerate(parts)
+        ]
+        for i, x in enumerate(parts)
+    ]
+    return symmetric(jnp.block(upper))
+
+
+@jax.jit
 def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     """Squared Euclidean norms of the rows: the diagonal of `products(rows, rows)`."""
     dtype = accumulation_dtype(*rows)
@@ -81,6 +97,7 @@ def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     return sum_over_entries(of_entries, rows)
 
 
+@jax.jit
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     """`Jᵀ w`, in the dtypes of the rows.
 
@@ -89,13 +106,11 @@ def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     """
 
     def combination(weights: Float[Array, " m"], leaf: Array) -> Array:
+        if not 0 < len(leaf) <= FEW_ROWS or mesh_of(leaf) is not None:
+            return _weighted_sum(weights, leaf)
         dtype = accumulation_dtype(leaf)
         scales, wide = weights.astype(dtype), leaf.astype(dtype)
-        if 0 < len(leaf) <= FEW_ROWS and mesh_of(leaf) is None:
-            combined = sum(scales[i] * wide[i] for i in range(len(leaf)))
-        else:
-            highest = jax.lax.Precision.HIGHEST
-            combined = jnp.tensordot(scales, wide, 1, precision=highest)
+        combined = sum(scales[i] * wide[i] for i in range(len(leaf)))
         return jnp.asarray(combined, leaf.dtype)
 
     return [
@@ -107,3 +122,21 @@ def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
         )
         for leaf in rows
     ]
+
+
+def combine_parts(weights: Float[Array, " m"], parts: Sequence[Array]) -> Array:
+    """`Jᵀ w` of a single parameter, whose rows come in parts."""
+    if len(parts) == 1:
+        return combine(weights, parts)[0]
+    bounds = np.cumsum([len(part) for part in parts])[:-1]
+    total, *others = map(_weighted_sum, jnp.split(weights, bounds), parts)
+    for other in others:
+        total = total + other
+    return total
+
+
+def _weighted_sum(weights: Float[Array, " m"], leaf: Array) -> Array:
+    dtype = accumulation_dtype(leaf)
+    highest = jax.lax.Precision.HIGHEST
+    scales, wide = weights.astype(dtype), leaf.astype(dtype)
+    return jnp.tensordot(scales, wide, 1, precision=highest).astype(leaf.dtype)

@@ -30,7 +30,7 @@ from jaxjd._sharding import (
 from jaxjd.engine._convolutions import check_chunks
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Blocks, Operator
-from jaxjd.engine.dense import dense, pullback_at, taken_along
+from jaxjd.engine.dense import Dense, dense, pullback_at, taken_along
 
 
 @partial(
@@ -60,13 +60,16 @@ class Chunked(Operator):
         return [self.inputs[i].dtype for i in self.argnums]
 
     def rows(self) -> list[Array]:
-        return dense(self.function, self.inputs, self.argnums).rows()
+        return self.in_memory().rows()
+
+    def in_memory(self) -> Dense:
+        """All rows, of which some may be known to be zero."""
+        return dense(self.function, self.inputs, self.argnums)
 
     def products(self, other: Operator) -> Float[Array, "m k"]:
         if self.block_size() < self.num_rows:
             return super().products(other)
-        # All rows are in memory at once, and some of them may be known to be zero.
-        rows = dense(self.function, self.inputs, self.argnums)
+        rows = self.in_memory()
         return rows.products(rows if other is self else other)
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
@@ -95,9 +98,13 @@ class Chunked(Operator):
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         """One backward pass over the weighted sum of the losses."""
-        if self.function.axes is None or self.block_size() == self.num_rows:
-            return list(self._pullback()(weights))
-        return self._vjp_by_chunks(weights)
+        return self.backward()(weights)
+
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        if self.function.axes is not None and self.block_size() < self.num_rows:
+            return self._vjp_by_chunks
+        pullback = self._pullback()
+        return lambda weights: list(pullback(weights))
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         # The pullback is linear, so its own pullback is J. Forward mode would be as

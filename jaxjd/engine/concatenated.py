@@ -1,7 +1,7 @@
 """The rows of several operators, one after another, each kind in its own way."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -64,16 +64,20 @@ class Concatenated(Operator):
         return jnp.concatenate([x.squared_norms() for x in self.operators])
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
-        split = jnp.split(weights, np.cumsum(self._sizes)[:-1])
-        found = [x.vjp(w) for x, w in zip(self.operators, split, strict=True)]
+        split = self._split(weights)
+        return _sums([x.vjp(w) for x, w in zip(self.operators, split, strict=True)])
 
-        def total(*gradients: Array) -> Array:
-            wide = jnp.zeros((), accumulation_dtype(*gradients))
-            for gradient in gradients:
-                wide += gradient.astype(wide.dtype)
-            return wide.astype(gradients[0].dtype)
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        backwards = [operator.backward() for operator in self.operators]
 
-        return [total(*of_one) for of_one in zip(*found, strict=True)]
+        def vjp(weights: Float[Array, " m"]) -> list[Array]:
+            pairs = zip(backwards, self._split(weights), strict=True)
+            return _sums([backward(w) for backward, w in pairs])
+
+        return vjp
+
+    def anew(self) -> "Concatenated":
+        return Concatenated(tuple(x.anew() for x in self.operators))
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         return jnp.concatenate([x.jvp(tangents) for x in self.operators])
@@ -84,6 +88,21 @@ class Concatenated(Operator):
     @property
     def _sizes(self) -> list[int]:
         return [operator.num_rows for operator in self.operators]
+
+    def _split(self, weights: Float[Array, " m"]) -> list[Array]:
+        return jnp.split(weights, np.cumsum(self._sizes)[:-1])
+
+
+def _sums(found: Sequence[Sequence[Array]]) -> list[Array]:
+    """The sum of several gradients with respect to the same parameters."""
+
+    def total(*gradients: Array) -> Array:
+        wide = jnp.zeros((), accumulation_dtype(*gradients))
+        for gradient in gradients:
+            wide += gradient.astype(wide.dtype)
+        return wide.astype(gradients[0].dtype)
+
+    return [total(*of_one) for of_one in zip(*found, strict=True)]
 
 
 def parts_of(operator: Operator) -> tuple[Operator, ...]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,13 @@ from jaxjd.engine import _pieces, _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
 
+if TYPE_CHECKING:
+    from jaxjd.engine.chunked import Chunked
+
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["leaves"],
+    data_fields=["leaves", "origin"],
     meta_fields=["m", "places"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Dense(Operator):
     - `leaves`: [r, *shape] per parameter.
     - `m`: how many rows there are.
     - `places`: per parameter which of the m rows its leaf holds. The others are zero.
+    - `origin`: what computes the same rows, if the function is known.
     """
 
     method = "dense"
     leaves: list[Array]
     m: int
     places: tuple[tuple[int, ...], ...]
+    origin: "Chunked | None" = None
 
     @property
     def num_rows(self) -> int:
@@ -100,6 +105,14 @@ class Dense(Operator):
             for leaf, held in zip(self.leaves, self.places, strict=True)
         ]
 
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        return self.vjp if self.origin is None else self.origin.backward()
+
+    def anew(self) -> Operator:
+        if self.origin is None:
+            return self
+        return dataclasses.replace(self.origin.in_memory(), origin=self.origin)
+
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         return automatically(
             lambda self, tangents: _products.products(
@@ -110,8 +123,12 @@ class Dense(Operator):
         )
 
     def restrict(self, kept: Sequence[int]) -> "Dense":
-        leaves = [self.leaves[i] for i in kept]
-        return Dense(leaves, self.m, tuple(self.places[i] for i in kept))
+        return Dense(
+            [self.leaves[i] for i in kept],
+            self.m,
+            tuple(self.places[i] for i in kept),
+            self.origin and self.origin.restrict(kept),
+        )
 
     def _filled(self, leaf: Array, held: tuple[int, ...]) -> Array:
         if len(held) == self.num_rows:
@@ -181,7 +198,7 @@ def dense(
 ) -> Dense:
     """Materialise J, by a backward pass per row, through what its loss depends on."""
     if function.axes is None:
-        return of_pieces(function, inputs, argnums)
+        return of_pieces(function, inputs, argnums)[0]
 
     def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)
@@ -210,18 +227,28 @@ def concatenated_rows(
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
+def dense_with_outputs(
+    function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
+) -> tuple[Dense, tuple[list[Array], list[Array]]]:
+    """The same, and what `LossFunction.all_outputs` returns."""
+    if function.axes is None:
+        return of_pieces(function, inputs, argnums)
+    return dense(function, inputs, argnums), function.all_outputs(inputs)
+
+
 def of_pieces(
     function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
-) -> Dense:
-    """The rows of a function that returns all the losses, piece by piece."""
+) -> tuple[Dense, tuple[list[Array], list[Array]]]:
+    """J of a function that returns all the losses, piece by piece; and its outputs."""
     pieces, *_ = function.pieces(argnums)
 
-    def losses(point: list[Array]) -> tuple[list[Array], None]:
+    def losses(point: list[Array]) -> tuple[list[Array], Any]:
         replaced = dict(zip(argnums, point, strict=True))
         current = [replaced.get(i, x) for i, x in enumerate(inputs)]
-        return function.losses_in_pieces(current), None
+        values, others = function.pieces_of_losses(current)
+        return function.vectors(values), (function.leaves(values), others)
 
-    _, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
+    outputs, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
     leaves, places = [], []
     for n, i in enumerate(argnums):
         reaching = [
@@ -232,4 +259,4 @@ def of_pieces(
         point = inputs[i]
         leaves.append(concatenated_rows([r for _, r in reaching], point))
         places.append(tuple(place for held, _ in reaching for place in held))
-    return Dense(leaves, function.losses_per_call, tuple(places))
+    return Dense(leaves, function.losses_per_call, tuple(places)), outputs

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
+import optax
 from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Float
 
@@ -98,9 +99,23 @@ class Jacobian(metaclass=ExplainsItself):
         are not real numbers.
         """
         flat = self._losses.flatten("weights", weights)
-        return self._parameters.unflatten(
-            self._operator.vjp(self._losses.to_engine(flat))
-        )
+        return self._pulled_back(flat, self._operator.vjp)
+
+    def _backward(self) -> Callable[[Float[Array, " m"]], PyTree]:
+        """`vjp` where nothing else of $J$ is needed: one backward pass."""
+        vjp = self._operator.backward()
+        return lambda weights: self._pulled_back(weights, vjp)
+
+    def _pulled_back(
+        self,
+        weights: Float[Array, " m"],
+        vjp: Callable[[Float[Array, " m"]], list[Array]],
+    ) -> PyTree:
+        return self._parameters.unflatten(vjp(self._losses.to_engine(weights)))
+
+    def _anew(self) -> "Jacobian":
+        """The same, computed from the arguments of the function where it is used."""
+        return dataclasses.replace(self, _operator=self._operator.anew())
 
     def jvp(self, tangent: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
         """$J d$: how the losses change along a direction in parameter space.
@@ -137,7 +152,7 @@ class Jacobian(metaclass=ExplainsItself):
         """
         flags = self._parameters.broadcast("wrt", wrt)
         for flag in flags:
-            if not isinstance(flag, bool | np.bool_):
+            if not isinstance(flag, bool | np.bool_ | optax.MaskedNode):
                 raise TypeError(
                     "`wrt` must hold bools, True for the parameters to keep, which are "
                     f"known when it is traced. Got {flag!r}."

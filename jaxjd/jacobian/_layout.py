@@ -158,7 +158,13 @@ class Parameters:
 
         everything = jax.tree.unflatten(self.structure, range(len(self.shapes)))
         try:
-            jax.tree.map(visit, as_prefix(prefix, everything), everything)
+            # What a partition takes away may be missing in the tree too.
+            jax.tree.map(
+                visit,
+                as_prefix(prefix, everything),
+                everything,
+                is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+            )
         except ValueError as error:
             raise ValueError(
                 f"`{name}` must be structured like the parameters or a prefix of them, "

@@ -1,5 +1,6 @@
 """The entry points `value_and_jac`, `jac` and `explain`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
@@ -432,13 +433,15 @@ def evaluate(
         assert chosen.plan is not None
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
+    operator = engine.Chunked(inputs, function, positions, chunk_size)
     if engine.are_wrong(function, inputs):
         plan = plan_of(found, "auto")
         operator = engine.rows_by_chunks(plan, inputs, chunk_size)
         if chosen.method == "dense":
-            operator = engine.stacked(operator.rows())
+            rows = engine.stacked(operator.rows())
+            rows = dataclasses.replace(rows, origin=operator)
+            return rows, function.all_outputs(inputs)
     elif chosen.method == "dense":
-        operator = engine.dense(function, inputs, positions)
-    else:
-        operator = engine.Chunked(inputs, function, positions, chunk_size)
+        rows, outputs = engine.dense_with_outputs(function, inputs, positions)
+        return dataclasses.replace(rows, origin=operator), outputs
     return operator, function.all_outputs(inputs)

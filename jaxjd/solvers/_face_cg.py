@@ -30,7 +30,7 @@ class _Rows(NamedTuple):
 
     x: Float[Array, "k m"]
     y: Float[Array, "k m"]  # C (b + x) + shift (x - anchor)
-    direction: Float[Array, "k m"]
+    probe: Float[Array, "k m"]  # The direction to descend in, or b + x to evaluate y.
     anchor: Float[Array, "k m"]
     face: Bool[Array, "k m"]  # Where x is free and y is driven to 0.
     shift: Float[Array, " k"]
@@ -131,7 +131,7 @@ def face_cg(
         return _Rows(
             x=x,
             y=y,
-            direction=jnp.where(stop[:, None], 0, -gradient),
+            probe=jnp.where(stop[:, None], 0, -gradient),
             anchor=x,
             face=face,
             shift=jnp.full(x.shape[0], ridge, dtype),
@@ -166,18 +166,49 @@ def face_cg(
             | (s.proximal_steps >= _MAX_PROXIMAL_STEPS)
         )
 
+    def exchange(s: _Rows, violation, pivot, move) -> _Rows:
+        """Exchange the wrong signs of rows that pivot, and move anchors to solutions.
+
+        A row that stalls before its first proximal step moves the anchor to where it
+        is. One that stalls later goes back to its anchor, so the objective never rises
+        from one anchor to the next.
+        """
+        share = jnp.where(s.pivots < _EAGER_PIVOTS, 0, _CAREFUL_SHARE).astype(dtype)
+        threshold = jnp.where(pivot, share * jnp.min(violation, axis=-1), -jnp.inf)
+        flip = (violation < 0) & (violation <= threshold[:, None])
+        stall = pivot & (s.pivots >= _MAX_PIVOTS)
+        back = stall & (s.proximal_steps > 0)
+        here = (move | stall) & ~back
+        x = jnp.where(flip | here[:, None], jnp.maximum(s.x, 0), s.x)
+        x = jnp.where(back[:, None], s.anchor, x)
+        face = jnp.where(back[:, None], s.anchor > 0, s.face ^ flip)
+        anchor = jnp.where(here[:, None], x, s.anchor)
+        raised = jnp.clip(10 * s.shift, hard_shift, _LARGEST_SHIFT)
+        lowered = jnp.where(s.shift > 5 * hard_shift, s.shift / 10, ridge)
+        lowered = jnp.where(s.stalls < _MAX_LOWERED, lowered, s.shift)
+        shift = jnp.where(stall, raised, jnp.where(move, lowered, s.shift))
+        return s._replace(
+            x=x,
+            anchor=anchor,
+            face=face,
+            shift=shift,
+            pivots=jnp.where(move | stall, 0, s.pivots + pivot.astype(jnp.int32)),
+            stalls=s.stalls + stall.astype(jnp.int32),
+            proximal_steps=s.proximal_steps + move.astype(jnp.int32),
+            verified=jnp.where(move | stall, jnp.inf, s.verified),
+        )
+
     def step(s: _Rows) -> _Rows:
         descending, verifying = s.mode == _DESCEND, s.mode == _VERIFY
         fresh = (verifying | (s.mode == _EVALUATE))[:, None]
-        shift = s.shift[:, None]
 
-        # Finished rows have direction 0 and pass through unchanged.
-        product = matmul(jnp.where(fresh, b + s.x, s.direction), C)
-        product += shift * jnp.where(fresh, s.x - s.anchor, s.direction)
-        curvature = jnp.sum(s.direction * product, axis=-1)
+        # Finished rows have a probe of 0 and pass through unchanged.
+        product = matmul(s.probe, C)
+        product += s.shift[:, None] * jnp.where(fresh, s.x - s.anchor, s.probe)
+        curvature = jnp.sum(s.probe * product, axis=-1)
         usable = descending & (curvature > 0)
         length = jnp.where(usable, s.residual / jnp.where(usable, curvature, 1), 0)
-        x = s.x + length[:, None] * s.direction
+        x = s.x + length[:, None] * s.probe
         y = jnp.where(fresh, product, s.y + length[:, None] * product)
 
         gradient, violation = split(s.face, x, y)
@@ -187,65 +218,41 @@ def face_cg(
         goal = jnp.ldexp(goal, 2 * jnp.minimum(s.stalls, _MAX_LENIENCE))
         small = total <= goal
         broken = ~jnp.isfinite(total)
-        verified = jnp.where(verifying, total, s.verified)
         solved = (fresh[:, 0] & small) | (verifying & (total > s.verified / 2))
+        verified = jnp.where(verifying, total, s.verified)
 
         settled = lax.cond(
             jnp.any(solved), is_settled, lambda *_: solved, s, x, y, goal
         )
         done = (s.mode == _DONE) | broken | (solved & settled)
         move = solved & ~settled & ~done
-
         accuracy = jnp.where(
             s.pivots < _EAGER_PIVOTS, _EAGER_ACCURACY**2, _CAREFUL_ACCURACY**2
         ).astype(dtype)
-        share = jnp.where(s.pivots < _EAGER_PIVOTS, 0, _CAREFUL_SHARE).astype(dtype)
         pivot = descending & ~small & ~broken
         pivot &= residual <= jnp.maximum(accuracy * violated, goal / 4)
-        worst = jnp.max(-violation, axis=-1)
-        flip = (violation < 0) & (-violation >= (share * worst)[:, None])
-        flip &= pivot[:, None]
-        stall = pivot & (s.pivots >= _MAX_PIVOTS)
-        face = s.face ^ flip
-        x = jnp.where(flip, jnp.maximum(x, 0), x)
 
-        # Move the anchor to the solution. A row that stalls before its first proximal
-        # step moves the anchor to where it is. One that stalls later goes back to its
-        # anchor, so the objective never rises from one anchor to the next.
-        restart = move | stall
-        back = stall & (s.proximal_steps > 0)
-        here = restart & ~back
-        x = jnp.where(here[:, None], jnp.maximum(x, 0), x)
-        anchor = jnp.where(here[:, None], x, s.anchor)
-        x = jnp.where(back[:, None], anchor, x)
-        face = jnp.where(back[:, None], anchor > 0, face)
-        raised = jnp.clip(10 * s.shift, hard_shift, _LARGEST_SHIFT)
-        lowered = jnp.where(s.shift > 5 * hard_shift, s.shift / 10, ridge)
-        lowered = jnp.where(s.stalls < _MAX_LOWERED, lowered, s.shift)
-        new_shift = jnp.where(stall, raised, jnp.where(move, lowered, s.shift))
-
-        verify = descending & small
-        mode = jnp.where(
-            pivot | restart, _EVALUATE, jnp.where(verify, _VERIFY, _DESCEND)
-        )
+        mode = jnp.where(descending & small, _VERIFY, _DESCEND)
+        mode = jnp.where(pivot | move, _EVALUATE, mode)
         mode = jnp.where(done, _DONE, mode).astype(jnp.int32)
         continued = descending & (s.residual > 0)
         ratio = jnp.where(continued, residual / jnp.where(continued, s.residual, 1), 0)
-        direction = ratio[:, None] * s.direction - gradient
-        return _Rows(
-            x=x,
-            y=y,
-            direction=jnp.where((mode == _DESCEND)[:, None], direction, 0),
-            anchor=anchor,
-            face=face,
-            shift=new_shift,
-            mode=mode,
-            residual=residual,
-            verified=jnp.where(restart, jnp.inf, verified),
-            pivots=jnp.where(restart, 0, s.pivots + pivot.astype(jnp.int32)),
-            stalls=s.stalls + stall.astype(jnp.int32),
-            proximal_steps=s.proximal_steps + move.astype(jnp.int32),
-            iterations=s.iterations + 1,
+
+        s = s._replace(x=x, y=y, verified=verified)
+        after = lax.cond(
+            jnp.any(pivot | move),
+            exchange,
+            lambda s, *_: s,
+            s,
+            violation,
+            pivot,
+            move,
+        )
+        probe = ratio[:, None] * s.probe - gradient
+        probe = jnp.where((mode == _DESCEND)[:, None], probe, b + after.x)
+        probe = jnp.where((mode == _DONE)[:, None], 0, probe)
+        return after._replace(
+            probe=probe, mode=mode, residual=residual, iterations=s.iterations + 1
         )
 
     def unfinished(s: _Rows):

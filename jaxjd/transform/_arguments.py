@@ -2,17 +2,17 @@
 
 import difflib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import optax
 
 from jaxjd._typing import PyTree
-from jaxjd.jacobian import as_prefix
+from jaxjd.jacobian import Jacobian, as_prefix
 
 # The extra arguments that some aggregators take.
-EXTRA_ARGS = ("mask", "losses", "cross_gramian")
+EXTRA_ARGS = ("mask", "losses", "losses_after", "cross_gramian", "index")
 
 Leaf = TypeVar("Leaf")
 
@@ -33,14 +33,38 @@ def check_extra_args(extra_args: Mapping[str, Any]) -> None:
             )
 
 
+def in_order(name: str, values: Any, jacobian: Jacobian) -> Any:
+    """Values for the losses in the order of rows, if they come in a tree like them.
+
+    The rows of losses in a dict are in the order of its sorted keys. In a tree of
+    values like it nobody needs to know that order.
+
+    **Raises:** `ValueError` if they come in a dict of other keys or shapes.
+    """
+    losses = jacobian._losses
+    if isinstance(values, Mapping) or jax.tree.structure(values) == losses.structure:
+        return losses.flatten(name, values)
+    return values
+
+
 def needed(params: optax.Params | None) -> optax.Params:
     """**Raises:** `ValueError` if `update` was not given the parameters."""
     if params is None:
         raise ValueError(
-            "`params` must be given to `update`, for `wrt` or `labels` to be found: "
-            "`tx.update(updates, state, params)`."
+            "`params` must be given to `update`, for `wrt`, `group` or `labels` to be "
+            "found: `tx.update(updates, state, params)`."
         )
     return params
+
+
+def is_function(tree: object) -> bool:
+    """Whether a function was given, where a tree may be too.
+
+    An Equinox module is callable, and a module of bools or labels is still a tree. So,
+    as in `optax.masked`, an object is a function only if it is its own only leaf.
+    """
+    leaves = jax.tree.leaves(tree)
+    return callable(tree) and len(leaves) == 1 and leaves[0] is tree
 
 
 def resolved(
@@ -49,11 +73,23 @@ def resolved(
 ) -> PyTree[Leaf]:
     """Resolve a function of the parameters to the tree that it returns.
 
-    A tree may also be given itself, like the parameters or a prefix of them. An Equinox
-    module is callable, and a module of bools or labels is still a tree. So, as in
-    `optax.masked`, an object counts as a function only if it is its own only leaf.
+    A tree may also be given itself, like the parameters or a prefix of them.
     """
-    leaves = jax.tree.leaves(tree)
-    if callable(tree) and len(leaves) == 1 and leaves[0] is tree:
-        return tree(params)
-    return as_prefix(tree, params)
+    return tree(params) if is_function(tree) else as_prefix(tree, params)
+
+
+def labels_of(
+    name: str, labels: PyTree[Hashable], params: optax.Params
+) -> list[Hashable]:
+    """One label for each parameter, from a tree like them or a prefix of them.
+
+    **Raises:** `ValueError` if the tree is not one.
+    """
+    try:
+        tree = jax.tree.broadcast(as_prefix(labels, params), params)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be structured like the parameters or a prefix of them, "
+            f"{jax.tree.structure(params)}. Got {jax.tree.structure(labels)}."
+        ) from error
+    return jax.tree.leaves(tree)

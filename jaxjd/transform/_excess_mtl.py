@@ -10,7 +10,7 @@ from optax.experimental import aggregating
 
 from jaxjd._checks import check_integer, check_mask, check_number, known
 from jaxjd._numerics import accumulation_dtype, like, matmul
-from jaxjd.transform._arguments import check_extra_args
+from jaxjd.transform._arguments import check_extra_args, in_order
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter
 
@@ -113,7 +113,7 @@ def excess_mtl(
                 f"`updates` must be of num_losses={m} losses, for which the state was "
                 f"made. Got {jacobian.num_losses}."
             )
-        mask = check_mask(mask, m)
+        mask = check_mask(in_order("mask", mask, jacobian), m)
         old, structure = jax.tree.flatten(state.squares)
         shapes = [jacobian._parameters.shapes[i] for i in jacobian._parameters.kept]
         if [x.shape[1:] for x in old] != shapes:

@@ -14,7 +14,7 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_key, check_length, check_mask, check_vector
 from jaxjd._numerics import accumulation_dtype
 from jaxjd.jacobian import Jacobian
-from jaxjd.transform._arguments import check_extra_args
+from jaxjd.transform._arguments import check_extra_args, in_order
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, sum_over_rows
 
@@ -94,7 +94,8 @@ def graddrop(
             wide = accumulation_dtype(jnp.zeros((), dtype))
             drawn.append(jax.random.uniform(key, parameters.shapes[i], wide))
         uniforms = parameters.unflatten(drawn)
-        update = drop_signs(jacobian, uniforms, checked, keep_probability, mask)
+        present = in_order("mask", mask, jacobian)
+        update = drop_signs(jacobian, uniforms, checked, keep_probability, present)
         return update, GradDropState(following)
 
     return aggregating.Aggregator(init_fn, update_fn)

@@ -8,7 +8,7 @@ import optax
 from optax.experimental import aggregating
 
 from jaxjd._typing import PyTree
-from jaxjd.transform._arguments import check_extra_args, needed, resolved
+from jaxjd.transform._arguments import check_extra_args, labels_of, needed, resolved
 from jaxjd.transform._as_jacobian import as_jacobian
 
 
@@ -45,16 +45,8 @@ def partition(
         for label, transform in transforms.items()
     }
 
-    def labels_of(params: optax.Params) -> list[Hashable]:
-        tree = resolved(labels, params)
-        try:
-            tree = jax.tree.broadcast(tree, params)
-        except ValueError as error:
-            raise ValueError(
-                "`labels` must be structured like the parameters or a prefix of them, "
-                f"{jax.tree.structure(params)}. Got {jax.tree.structure(tree)}."
-            ) from error
-        flat = jax.tree.leaves(tree)
+    def known_labels(params: optax.Params) -> list[Hashable]:
+        flat = labels_of("labels", resolved(labels, params), params)
         for label in flat:
             if not isinstance(label, Hashable):
                 raise TypeError(
@@ -78,7 +70,7 @@ def partition(
         return jax.tree.unflatten(structure, kept)
 
     def init_fn(params: optax.Params) -> PartitionState:
-        flat = labels_of(params)
+        flat = known_labels(params)
         return PartitionState(
             {
                 label: transform.init(only(params, [x == label for x in flat]))
@@ -95,7 +87,7 @@ def partition(
         check_extra_args(extra_args)
         params = needed(params)
         jacobian = as_jacobian(updates, params)
-        flat = labels_of(params)
+        flat = known_labels(params)
         structure = jax.tree.structure(params)
         merged: list[Any] = [None] * len(flat)
         groups = dict(state.groups)

@@ -12,7 +12,7 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_integer, check_mask
 from jaxjd._numerics import accumulation_dtype
 from jaxjd._sorting import sort
-from jaxjd.transform._arguments import check_extra_args
+from jaxjd.transform._arguments import check_extra_args, in_order
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter, fold
 
@@ -65,7 +65,7 @@ def trimmed_mean(num_trimmed: int | Int[Array, ""]) -> aggregating.Aggregator:
                 f"`num_trimmed` must leave at least one of the {m} losses, so be at "
                 f"most {(m - 1) // 2}. Got {dropped}."
             )
-        present = check_mask(mask, m)
+        present = check_mask(in_order("mask", mask, jacobian), m)
         means = by_parameter(jacobian, lambda rows: mean_of_middle(rows, present))
         return jacobian._parameters.unflatten(means), state
 

@@ -1,6 +1,5 @@
 """Aligned-MTL: replace the gradients by the closest orthogonal ones of equal norm."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ from jaxtyping import Array, Float
 from jaxjd._checks import check_choice, check_vector
 from jaxjd._numerics import finite_or_nan
 from jaxjd._sharding import on_every_device
+from jaxjd._typing import PerLoss
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._spectrum import Spectrum, spectrum
 from jaxjd.weighting._weighting import Weighting, stateless
@@ -17,7 +17,7 @@ SCALE_MODES = ("min", "median", "rmse")
 
 
 def aligned_mtl(
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
     *,
     scale_mode: Literal["min", "median", "rmse"] = "min",
 ) -> Weighting:

@@ -1,11 +1,10 @@
 """CAGrad: help the worst-off loss, but stay close to the mean gradient."""
 
-from collections.abc import Sequence
-
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_number, check_vector
 from jaxjd._sharding import on_every_device
+from jaxjd._typing import PerLoss
 from jaxjd.solvers import maximise_on_ball
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._preference import preference_or_mean
@@ -14,7 +13,7 @@ from jaxjd.weighting._weighting import Weighting
 
 def cagrad(
     c: float | Float[Array, ""] = 0.5,
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
     *,
     certificate: bool = False,
 ) -> Weighting:

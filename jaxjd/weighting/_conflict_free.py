@@ -1,6 +1,5 @@
 """ConFIG: take the update that has chosen cosines with all gradients."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxjd._checks import check_choice, check_integer, check_vector
 from jaxjd._numerics import finite_or_nan, matmul, unit_diagonal
 from jaxjd._sharding import on_every_device
+from jaxjd._typing import PerLoss
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._spectrum import spectrum
 from jaxjd.weighting._weighting import Weighting, stateless
@@ -18,7 +18,7 @@ LENGTHS = ("projection", "min", "max", "arithmetic", "harmonic", "geometric")
 
 
 def conflict_free(
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
     *,
     length: Literal["projection", "min", "max", "arithmetic", "harmonic", "geometric"]
     | int

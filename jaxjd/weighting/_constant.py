@@ -1,15 +1,13 @@
 """Constant: use weights chosen beforehand, also known as linear scalarization."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jaxjd._checks import check_length, check_vector
+from jaxjd._typing import PerLoss
 from jaxjd.weighting._weighting import Weighting, stateless
 
 
-def constant(weights: Float[Array, " m"] | Sequence[float]) -> Weighting:
+def constant(weights: PerLoss) -> Weighting:
     """The given weights, whatever the Gramian.
 
     **Arguments:**
@@ -26,4 +24,4 @@ def constant(weights: Float[Array, " m"] | Sequence[float]) -> Weighting:
         given = check_length("weights", checked, gramian.shape[0])
         return jnp.where(mask, given.astype(gramian.dtype), 0)
 
-    return stateless(constant_weights)
+    return stateless(constant_weights, reads="shape")

@@ -1,6 +1,6 @@
 """CR-MOGM: average the weights of any weighting over the steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxjd._checks import (
     check_vector,
     known,
 )
+from jaxjd._typing import PerLoss
 from jaxjd.weighting._weighting import Weighting, check_weighting, keep_unless
 
 
@@ -41,7 +42,7 @@ def cr_mogm(
     | Callable[[Int[Array, ""]], Float[Array, ""]] = 0.9,
     *,
     num_losses: int,
-    initial_weights: Float[Array, " m"] | Sequence[float] | None = None,
+    initial_weights: PerLoss | None = None,
 ) -> Weighting:
     r"""Weights of CR-MOGM: an exponential moving average of those of a weighting.
 
@@ -104,4 +105,4 @@ def cr_mogm(
         kept = keep_unless(finite, new, state)._replace(weighting=inner)
         return jnp.where(mask, moved, 0), kept
 
-    return Weighting(init, update)
+    return Weighting(init, update, weighting.reads)

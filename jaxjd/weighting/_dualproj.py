@@ -1,17 +1,16 @@
 """DualProj: average the gradients, then project onto the dual cone of all of them."""
 
-from collections.abc import Sequence
-
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_vector
+from jaxjd._typing import PerLoss
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._projection import projection
 from jaxjd.weighting._weighting import Weighting
 
 
 def dualproj(
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
     *,
     noise_eps: float | Float[Array, ""] | None = None,
     norm_eps: float | Float[Array, ""] | None = None,

@@ -50,7 +50,7 @@ def random(key: int | Key[Array, ""] = 0) -> Weighting:
         normals = jax.random.normal(now, mask.shape, gramian.dtype)
         return random_weights(normals, mask), RandomState(key)
 
-    return Weighting(lambda: RandomState(start), update)
+    return Weighting(lambda: RandomState(start), update, reads="shape")
 
 
 def random_weights(

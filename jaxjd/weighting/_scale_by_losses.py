@@ -1,9 +1,9 @@
 """Scale by losses: give any weighting the gradients of the logarithms."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxjd._checks import present_only
+from jaxjd.weighting._losses import needed_losses
 from jaxjd.weighting._weighting import Weighting, check_weighting
 
 
@@ -36,20 +36,8 @@ def scale_by_losses(weighting: Weighting) -> Weighting:
 
     def update(gramian, state, /, *, mask=None, losses=None, **extra_args):
         gramian, present = present_only(gramian, mask)
-        if losses is None:
-            raise ValueError(
-                "`losses` must be given to the update of scale_by_losses, as "
-                "`jaxjd.value_and_jac` returns them."
-            )
-        leaves = [
-            jnp.ravel(leaf).astype(gramian.dtype) for leaf in jax.tree.leaves(losses)
-        ]
-        values = jnp.concatenate(leaves)
-        if values.shape != present.shape:
-            raise ValueError(
-                f"`losses` must have one entry for each of the {present.shape[0]} "
-                f"losses. Got {values.shape[0]}."
-            )
+        values = needed_losses("scale_by_losses", losses, gramian.shape[0])
+        values = values.astype(gramian.dtype)
         inverse = jnp.where(present, 1 / jnp.where(present, values, 1), 0)
         # One factor after the other: their product may overflow.
         scaled = gramian * inverse[:, None] * inverse[None]

@@ -1,6 +1,5 @@
 """SDMGrad: approach MGDA's weights by projected steps, near a preference."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from jaxjd._checks import (
 )
 from jaxjd._numerics import like, matmul, root
 from jaxjd._sharding import on_every_device, varying
+from jaxjd._typing import PerLoss
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
@@ -36,7 +36,7 @@ def sdmgrad(
     momentum: float | Float[Array, ""] = 0.5,
     inner_steps: int | Int[Array, ""] = 20,
     regularization: float | Float[Array, ""] = 0.3,
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
 ) -> Weighting:
     r"""Weights of SDMGrad, stochastic direction-oriented multi-objective descent.
 

@@ -1,18 +1,17 @@
 """UPGrad: project every gradient onto the dual cone of all of them, then average."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_vector
+from jaxjd._typing import PerLoss
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._projection import projection
 from jaxjd.weighting._weighting import Weighting
 
 
 def upgrad(
-    preference: Float[Array, " m"] | Sequence[float] | None = None,
+    preference: PerLoss | None = None,
     *,
     noise_eps: float | Float[Array, ""] | None = None,
     norm_eps: float | Float[Array, ""] | None = None,

@@ -16,17 +16,18 @@ zero, and the others the weights that they would have without them.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd._checks import check_gramian, present_only
+from jaxjd._checks import check_choice, check_gramian, present_only
 from jaxjd._sharding import spread_like
 
 State = TypeVar("State")
+Part = Literal["gramian", "diagonal", "shape"]
 
 
 class WeightingUpdate(Protocol):
@@ -51,16 +52,24 @@ class Weighting:
     - `update`: `update(gramian, state, *, mask=None, **extra_args) -> (weights, state)`
       with `gramian` [m, m], `mask` [m] of bools (False: this loss is missing) and
       `weights` [m]. It must accept and ignore extra arguments that it does not know.
+    - `reads`: the part of the Gramian that `update` looks at. [`jaxjd.aggregate`][]
+      computes no other. With `"diagonal"`, the squared norms of the gradients, the
+      other entries are zero. With `"shape"` no gradient is looked at: `gramian` is a
+      `jax.ShapeDtypeStruct`, and the update costs one backward pass.
 
     A weighting whose state is empty can be called: `weights = weighting(gramian)`. A
     weighting is not an optax transformation: [`jaxjd.aggregate`][] makes one of it.
+
+    **Raises:** `ValueError` if `reads` is not one of these.
     """
 
     # Not a NamedTuple, because `jax.jit(weighting)` needs weak references to it.
     init: Callable[[], Any]
     update: WeightingUpdate
+    reads: Part = "gramian"
 
     def __post_init__(self) -> None:
+        check_choice("reads", self.reads, get_args(Part))
         if not isinstance(self.init, _Init):
             object.__setattr__(self, "init", _Init(self.init))
 
@@ -114,6 +123,8 @@ class _Init:
 
 def stateless(
     weights: Callable[[Float[Array, "m m"], Bool[Array, " m"]], Float[Array, " m"]],
+    *,
+    reads: Part = "gramian",
 ) -> Weighting:
     """Make a weighting from a function of a checked Gramian and a mask.
 
@@ -124,7 +135,7 @@ def stateless(
         del extra_args  # For other links of the chain.
         return weights(*present_only(gramian, mask)), state
 
-    return Weighting(optax.EmptyState, update)
+    return Weighting(optax.EmptyState, update, reads)
 
 
 def stateful(
@@ -133,6 +144,8 @@ def stateful(
         [Float[Array, "m m"], Bool[Array, " m"], State],
         tuple[Float[Array, " m"], State],
     ],
+    *,
+    reads: Part = "gramian",
 ) -> Weighting:
     """Make a weighting from a state and a function of a checked Gramian, a mask and it.
 
@@ -148,7 +161,7 @@ def stateful(
         finite = jnp.isfinite(gramian).all()
         return jnp.where(finite, chosen, jnp.nan), keep_unless(finite, new, state)
 
-    return Weighting(init, update)
+    return Weighting(init, update, reads)
 
 
 def keep_unless(replace: Bool[Array, ""], new: State, old: State) -> State:

@@ -60,9 +60,11 @@ def test_products_of_all_pairs(x64):
         restricted = {kind: of.products(some["dense"]) for kind, of in some.items()}
         gramians = {kind: of.gramian() for kind, of in left.items()}
         norms = {kind: of.squared_norms() for kind, of in left.items()}
-        return pairs, restricted, gramians, norms
+        alone = {kind: of.backward()(weights) for kind, of in left.items()}
+        return pairs, restricted, gramians, norms, alone
 
-    pairs, restricted, gramians, norms = everything(params, one, two)
+    weights = jnp.linspace(-1.0, 2.0, 15)
+    pairs, restricted, gramians, norms, alone = everything(params, one, two)
     for kinds, product in pairs.items():
         np.testing.assert_allclose(product, J1 @ J2.T, rtol=1e-10, err_msg=str(kinds))
     # Leaves are `hidden[0]` [5, 3], `hidden[1]` [3] and `scale`.
@@ -75,6 +77,10 @@ def test_products_of_all_pairs(x64):
         assert (gramians[kind] == gramians[kind].T).all()
         np.testing.assert_allclose(
             norms[kind], jnp.diag(J1 @ J1.T), rtol=1e-10, err_msg=kind
+        )
+        combination = np.concatenate([np.ravel(leaf) for leaf in alone[kind]])
+        np.testing.assert_allclose(
+            combination, weights @ J1, rtol=1e-10, atol=1e-12, err_msg=kind
         )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.weighting.registry import AGGREGATORS
+from tests.weighting.registry import AGGREGATORS, OF_LOSSES
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -92,11 +92,8 @@ def test_distances_are_those_to_the_front():
 
 
 def test_no_aggregator_is_forgotten():
-    assert set(AGGREGATORS) - set(trajectories.METHODS) == {
-        "constant",
-        "krum",
-        "trimmed_mean",
-    }
+    others = {"constant", "krum", "momentum_conflict_free", "trimmed_mean"}
+    assert set(AGGREGATORS) - set(trajectories.METHODS) == others | set(OF_LOSSES)
     start = jnp.zeros(2)
     for method in trajectories.METHODS.values():
         method.make().init(start)

@@ -9,6 +9,7 @@ import pytest
 import jaxjd
 
 reference = pytest.importorskip("torchjd.aggregation")
+scalarization = pytest.importorskip("torchjd.scalarization")
 
 README = Path(__file__).parents[2] / "README.md"
 CALL = re.compile(r"`(\w+)\(([\w, ]+)\)`")
@@ -22,9 +23,12 @@ def rows():
 def test_every_row_names_arguments_of_both():
     assert len(rows()) >= 11
     for row in rows():
-        for library, cell in zip((reference, jaxjd), row, strict=True):
+        for libraries, cell in zip(
+            ((reference, scalarization), (jaxjd,)), row, strict=True
+        ):
             name, arguments = CALL.match(cell).groups()
-            parameters = inspect.signature(getattr(library, name)).parameters
+            (found,) = (vars(x)[name] for x in libraries if name in vars(x))
+            parameters = inspect.signature(found).parameters
             assert set(arguments.split(", ")) <= set(parameters), cell
         theirs, ours = (CALL.match(cell)[2].split(", ") for cell in row)
         assert len(theirs) == len(ours), row

@@ -8,14 +8,25 @@ import pytest
 
 pytest.importorskip("torchjd")
 
+import inspect
 import math
 
 import numpy as np
 import optax
 import torchjd.aggregation as reference
+from torchjd import scalarization
 
 import jaxjd
-from interop import aggregators, gramians, jacobians, models, steps, training, weights
+from interop import (
+    aggregators,
+    gramians,
+    jacobians,
+    models,
+    scalarizers,
+    steps,
+    training,
+    weights,
+)
 from interop.check import Check, Measurement
 from interop.report import PRECISIONS, checks
 from tests.weighting.registry import AGGREGATORS
@@ -89,11 +100,20 @@ def test_no_method_is_forgotten():
         row.name.split(",")[0]
         for row in checks()
         if row.group in ("weights", "method", f"{steps.NUM_STEPS} steps")
+        or row.group.startswith("scalarizer")
     }
     assert compared == {name for name in AGGREGATORS if aggregators.counterpart(name)}
     assert aggregators.counterpart("conflict_free") is reference.ConFIG
     assert aggregators.counterpart("upgrad") is reference.UPGradWeighting
     assert aggregators.counterpart("descent") is None
+    assert aggregators.counterpart("imtl_l") is scalarization.IMTLL
+    in_both = {row.name.split(",")[0] for row in scalarizers.checks()}
+    classes = {
+        name.lower()
+        for name, value in vars(scalarization).items()
+        if inspect.isclass(value) and value is not scalarization.Scalarizer
+    }
+    assert {name.replace("_", "") for name in in_both} == classes
 
 
 @pytest.mark.parametrize(
@@ -123,6 +143,19 @@ def test_another_state_is_seen():
     method = METHODS["cr_mogm, of aligned_mtl"]
     wrong = method._replace(ours=aggregators.of_gramian(almost))
     assert aggregators.method_difference("float64", method=wrong) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["stch", "famo"])
+def test_another_scalarizer_is_seen(name):
+    """A change of 1e-5 in a hyperparameter is enough."""
+    almost = {
+        "stch": lambda m: jaxjd.scalarization.stch(1 + 1e-5),
+        "famo": lambda m: jaxjd.scalarization.famo(num_losses=m, reference=[1e-5] * m),
+    }[name]
+    rows = {row.name: row for row in (*scalarizers.METHODS, *scalarizers.STEPS)}
+    title = {"stch": "stch, smoothing = 1", "famo": "famo"}[name]
+    wrong = rows[title]._replace(ours=scalarizers.ours(almost))
+    assert aggregators.method_difference("float64", method=wrong) > 1e-7
 
 
 def test_other_random_numbers_are_seen():

@@ -22,11 +22,16 @@ OPTIONS = {
     "aligned_mtl": {"preference": U},
     "cagrad": {"preference": U},
     "conflict_free": {"preference": U, "length": 2},
+    "cosmos": {"preference": U},
     "cr_mogm": {"initial_weights": U},
     "dualproj": {"norm_eps": 1e-3, "reg_eps": 1e-2, "preference": U},
+    "famo": {"reference": U},
     "graddrop": {"leak": U},
+    "gradnorm": {"initial_losses": U},
+    "pbi": {"preference": U, "reference": U},
     "pcd": {"tau": U[1:]},
     "sdmgrad": {"preference": U},
+    "stch": {"preference": U, "reference": U},
     "upgrad": {"noise_eps": 1e-3, "num_losses": M, "warm_start": True},
 }
 
@@ -36,7 +41,8 @@ def arguments(name):
     parameters = inspect.signature(getattr(jaxjd, name)).parameters
     if "num_losses" in parameters and name not in ("upgrad", "dualproj"):
         sizes["num_losses"] = M
-    return AGGREGATORS[name].arguments(M), sizes | OPTIONS.get(name, {})
+    row = AGGREGATORS[name]
+    return row.arguments(M), row.options | sizes | OPTIONS.get(name, {})
 
 
 def injected(name):
@@ -47,7 +53,12 @@ def injected(name):
 
 
 def update(tx):
-    extra_args = {"cross_gramian": ROWS @ ROWS.T}
+    losses = jnp.arange(1.0, M + 1)
+    extra_args = {
+        "cross_gramian": ROWS @ ROWS.T,
+        "losses": losses,
+        "losses_after": losses,
+    }
     return lambda state: tx.update(ROWS, state, PARAMS, **extra_args)
 
 

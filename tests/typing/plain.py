@@ -69,15 +69,29 @@ def every_form(params: Params, x: Array, y: Array, flag: bool) -> None:
 
     weighting = jaxjd.weighting.normalize(jaxjd.weighting.mgda())
     assert_type(weighting(jac.gramian()), Array)
+    stch = jaxjd.scalarization.stch(0.1, [0.5, 0.5])
+    assert_type(stch, jaxjd.Scalarizer)
+    assert_type(stch(losses), Array)
+    assert_type(stch.weighting, jaxjd.Weighting)
+    balanced = jaxjd.aggregate(stch, wrt={"w": True, "b": False})
     groups = jaxjd.partition({"a": jaxjd.upgrad(), "b": jaxjd.sum()}, {"w": "a"})
     partial = jaxjd.aggregate(weighting, wrt={"w": True, "b": False})
     own = jaxjd.aggregate(lambda gramian: 1 / jnp.diag(gramian))
     for transformation in (groups, partial, own, jaxjd.graddrop(), jaxjd.mgda()):
         transformation.update(jac, transformation.init(params), params)
+    for transformation in (balanced, jaxjd.uw(num_losses=2), jaxjd.famo(num_losses=2)):
+        transformation.update(
+            jac,
+            transformation.init(params),
+            params,
+            losses=losses,
+            losses_after=losses,
+        )
 
 
 def mistakes(params: Params, x: Array) -> None:
     jaxjd.upgard()  # type: ignore[attr-defined]
     jaxjd.upgrad(preferences=[1.0])  # type: ignore[call-arg]
+    jaxjd.uw()  # type: ignore[call-arg]
     jaxjd.value_and_jac(loss)(params)  # type: ignore[call-arg]
     jaxjd.jac(loss, method="exact")  # type: ignore[call-overload]

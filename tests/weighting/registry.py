@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -40,12 +41,16 @@ class Row(NamedTuple):
 
     arguments: Callable[[int], tuple] = lambda m: ()
     """The arguments that it needs, besides `num_losses`."""
+    options: dict[str, Any] = {}  # noqa: RUF012
+    """Those that it needs by name."""
     exact: dict[str, Any] = {}  # noqa: RUF012
     """Options that make the claims hold exactly, if they do not by default."""
     of_two_batches: bool = False
     """`update` needs a cross Gramian."""
+    of_losses: bool = False
+    """`update` needs the losses: the method is in `jaxjd.scalarization`."""
     blind: bool = False
-    """The weights do not depend on the Gramian: it may be NaN."""
+    """The weights read no more of the Gramian than its shape: it may be NaN."""
     ordered: bool = False
     """The order of the losses matters."""
     drawn: bool = False
@@ -108,6 +113,13 @@ AGGREGATORS = {
         blind=True,
         ordered=True,
     ),
+    "cosmos": Row(
+        "blind | fixed | fixed | fixed | fixed | fixed | fixed",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.6013),
+        arguments=lambda m: (0.3,),
+        blind=True,
+        of_losses=True,
+    ),
     "cr_mogm": Row(
         "NaN | as the other | as the other | as the other | as the other"
         " | as the other | as the other",
@@ -122,6 +134,13 @@ AGGREGATORS = {
         not_linear=Counterexample([[0, 1], [1, -1]], 0.25),
         zero_at="strongly",
     ),
+    "dwa": Row(
+        "blind | fixed | fixed | fixed | fixed | fixed | fixed",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.7071),
+        options={"epoch_steps": 2},
+        blind=True,
+        of_losses=True,
+    ),
     "excess_mtl": Row(
         "NaN | convex, left out | mean | convex | mean | convex | convex, longest",
         conflicts=Counterexample([[1, 2], [0, -1]], -0.8813),
@@ -135,6 +154,18 @@ AGGREGATORS = {
         scale_free=False,  # If G is s times as large, w is s^(-2/3) times as large.
         bargaining=True,
     ),
+    "famo": Row(
+        "blind | fixed | fixed | fixed | fixed | fixed | fixed",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.8192),
+        blind=True,
+        of_losses=True,
+    ),
+    "geometric_mean": Row(
+        "blind | fixed | fixed | fixed | fixed | fixed | fixed",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.8192),
+        blind=True,
+        of_losses=True,
+    ),
     "graddrop": Row(
         "there | one sign, left out | one sign | one sign, as twice one | sum"
         " | one sign | one sign, longest",
@@ -142,6 +173,11 @@ AGGREGATORS = {
         not_linear=Counterexample([[-1, 0], [2, -1]], 1.118),
         not_weighted=Counterexample([[-3, -1, -1], [0, 2, -1], [2, 2, 0]], 0.2274),
         not_rotated=Counterexample([[-1, -2], [0, 1]], 1.5811),
+    ),
+    "gradnorm": Row(
+        "NaN | sum, left out | sum | sum, as twice one | sum | sum | sum, longest",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.7071),
+        of_losses=True,
     ),
     "gradvac": Row(
         "NaN | at least 1, left out | sum | at least 1 | sum | at least 1 | at least 1",
@@ -154,6 +190,12 @@ AGGREGATORS = {
         " | equal projections | equal projections",
         conflicts=Counterexample([[-2, -6], [1, -4], [-1, 1]], -0.224),
         not_linear=Counterexample([[1, 2], [2, 8], [1, 0]], 0.1214),
+    ),
+    "imtl_l": Row(
+        "blind | fixed | fixed | fixed | fixed | fixed | fixed",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.7071),
+        blind=True,
+        of_losses=True,
     ),
     "krum": Row(
         "NaN | convex | first | convex | convex | convex | convex",
@@ -181,12 +223,26 @@ AGGREGATORS = {
         of_two_batches=True,
         scale_free=False,  # Its step size depends on the units of the Gramian.
     ),
+    "momentum_conflict_free": Row(
+        "NaN | signs, left out | zero | signs, as one | signs | signs | signs",
+        conflicts=Counterexample([[-3, 1, 3], [2, 0, -2], [3, 0, -1]], -0.6623),
+        not_linear=Counterexample([[0, 1], [1, 0]], 1.0),
+        not_weighted=Counterexample([[2, 3, -2], [-2, 3, 3]], 0.7474),
+        not_rotated=Counterexample([[3, 0], [3, -3], [3, -3]], 0.7654),
+        scale_free=False,  # Its epsilon is absolute.
+    ),
     "nash_mtl": Row(
         "NaN | no conflict, left out | none | no conflict | no conflict, alike"
         " | positive | no conflict",
         not_linear=Counterexample([[0, 1], [1, 0]], 1.0),
         scale_free=False,  # The norm of the update is limited.
         bargaining=True,
+    ),
+    "pbi": Row(
+        "blind | fixed | fixed | fixed | fixed | fixed | fixed",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.9829),
+        blind=True,
+        of_losses=True,
     ),
     "pcd": Row(
         "NaN | secondary, left out ⁷ | none | secondary | first | secondary"
@@ -216,6 +272,13 @@ AGGREGATORS = {
         not_linear=Counterexample([[2, -3], [-1, 1]], 4.138),
         of_two_batches=True,
     ),
+    "stch": Row(
+        "blind | fixed | fixed | fixed | fixed | fixed | fixed",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.4786),
+        arguments=lambda m: (0.5,),
+        blind=True,
+        of_losses=True,
+    ),
     "sum": Row(
         "blind | sum, left out | sum | sum, as twice one | sum | sum | sum, longest",
         conflicts=Counterexample([[1, 2], [0, -1]], -0.7071),
@@ -235,16 +298,30 @@ AGGREGATORS = {
         exact={"noise_eps": 0},
         zero_at="strongly",
     ),
+    "uw": Row(
+        "blind | fixed | fixed | fixed | fixed | fixed | fixed",
+        conflicts=Counterexample([[1, 2], [0, -1]], -0.7071),
+        blind=True,
+        of_losses=True,
+    ),
 }
 # Aggregators that need the rows themselves have no weighting.
 OF_ROWS = {name: row for name, row in AGGREGATORS.items() if row.not_rotated}
 WEIGHTINGS = {name: row for name, row in AGGREGATORS.items() if not row.not_rotated}
+# Scalarizers are functions of the losses, from which a weighting is made.
+OF_LOSSES = {name: row for name, row in AGGREGATORS.items() if row.of_losses}
 # Functions from a weighting to a weighting: they have no transformation.
 COMBINATORS = {"normalize", "regularize", "scale_by_losses"}
 
 
 def weighting(name: str, m: int) -> jaxjd.Weighting:
+    if name in OF_LOSSES:
+        return scalarizer(name, m).weighting
     return _of_losses(getattr(jaxjd.weighting, name), AGGREGATORS[name], m)
+
+
+def scalarizer(name: str, m: int) -> jaxjd.Scalarizer:
+    return _of_losses(getattr(jaxjd.scalarization, name), AGGREGATORS[name], m)
 
 
 def transformation(name: str, m: int) -> optax.GradientTransformationExtraArgs:
@@ -258,13 +335,23 @@ def exact(name: str, m: int) -> optax.GradientTransformationExtraArgs:
 
 
 def _of_losses(make: Callable[..., Any], row: Row, m: int, **options: Any) -> Any:
-    sizes = dict(options)
+    sizes = row.options | options
     parameter = inspect.signature(make).parameters.get("num_losses")
     if parameter is not None and parameter.default is parameter.empty:
         sizes["num_losses"] = m
     return make(*row.arguments(m), **sizes)
 
 
-def extra_args(name: str, gramian: jax.Array) -> dict[str, jax.Array]:
+def extra_args(
+    name: str, gramian: jax.Array, losses: jax.Array | None = None
+) -> dict[str, jax.Array]:
     """What `update` needs besides the Gramian. The same batch stands in for both."""
+    if AGGREGATORS[name].of_losses:
+        losses = some_losses(len(gramian)) if losses is None else losses
+        return {"losses": losses, "losses_after": losses}
     return {"cross_gramian": gramian} if AGGREGATORS[name].of_two_batches else {}
+
+
+def some_losses(m: int) -> jax.Array:
+    """Positive losses of different sizes."""
+    return jnp.linspace(0.5, 2.0, m)

@@ -14,6 +14,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import jaxjd
+from jaxjd import scalarization as s
 from jaxjd import weighting as w
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -67,6 +68,16 @@ ROWS = {
         ],
         [(0.7, U, 0.05)],
         (*SMOOTH, "orthonormal"),
+    ),
+    "cosmos, geometric_mean, pbi, stch": Row(
+        lambda smoothing, penalty, u: [
+            s.cosmos(penalty, u).weighting,
+            s.geometric_mean().weighting,
+            s.pbi(penalty, u).weighting,
+            s.stch(smoothing, u, reference=-u).weighting,
+        ],
+        [(0.3, 0.7, U)],
+        KINDS,
     ),
     "dualproj, upgrad": Row(
         lambda u: [w.upgrad(u), w.dualproj(u), w.normalize(w.upgrad(u))], [(U,)]

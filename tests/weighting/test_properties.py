@@ -39,9 +39,9 @@ def compiled(name):
     """The compiled update of a batch of Jacobians, and a batch of initial states."""
     tx = registry.exact(name, M)
 
-    def step(J, mask, state):
+    def step(J, mask, state, losses):
         gramian = jnp.matmul(J, J.T, precision="highest")
-        extra_args = registry.extra_args(name, gramian)
+        extra_args = registry.extra_args(name, gramian, losses)
         return tx.update(J, state, jnp.zeros(N), mask=mask, **extra_args)
 
     state = jax.tree.map(
@@ -50,19 +50,25 @@ def compiled(name):
     return jax.jit(jax.vmap(step)), state
 
 
-def in_batches(name, J, mask, state):
+def in_batches(name, J, mask, state, losses=None):
     step = compiled(name)[0]
+    losses = same_losses() if losses is None else losses
     batches = [slice(start, start + BATCH) for start in range(0, len(J), BATCH)]
     updates = [
-        step(jnp.asarray(J[batch]), jnp.asarray(mask[batch]), state)[0]
+        step(jnp.asarray(J[batch]), jnp.asarray(mask[batch]), state, losses)[0]
         for batch in batches
     ]
     return np.concatenate(updates)
 
 
-def first(name, J, mask):
+def same_losses():
+    """The same losses for every Jacobian of a batch [BATCH, M]."""
+    return jnp.broadcast_to(registry.some_losses(M), (BATCH, M))
+
+
+def first(name, J, mask, losses=None):
     """The updates of first steps [b, N]."""
-    return in_batches(name, J, mask, compiled(name)[1])
+    return in_batches(name, J, mask, compiled(name)[1], losses)
 
 
 def later(name, J, mask):
@@ -76,7 +82,8 @@ def later_state(name):
     if not jax.tree.leaves(state):
         return state
     before = np.random.default_rng(1).normal(size=(BATCH, M, N))
-    return step(jnp.asarray(before), jnp.ones((BATCH, M), bool), state)[1]
+    every = jnp.ones((BATCH, M), bool)
+    return step(jnp.asarray(before), every, state, same_losses())[1]
 
 
 @functools.cache
@@ -224,8 +231,8 @@ def update_of(name, rows, before=None):
 
     step, state = compiled(name)
     if before is not None:
-        state = step(batch(before), mask, state)[1]
-    return np.asarray(step(batch(rows), mask, state)[0])[0, :n]
+        state = step(batch(before), mask, state, same_losses())[1]
+    return np.asarray(step(batch(rows), mask, state, same_losses())[0])[0, :n]
 
 
 @pytest.mark.parametrize("name", those_that(lambda row: row.conflicts))
@@ -288,7 +295,8 @@ def test_the_order_of_the_losses_does_not_matter(name):
     J, mask = (arrays[:BATCH] for arrays in jacobians())
     order = np.random.default_rng(4).permuted(np.tile(np.arange(M), (BATCH, 1)), axis=1)
     permuted = np.take_along_axis(J, order[..., None], 1)
-    error = first(name, permuted, np.take_along_axis(mask, order, 1))
+    losses = jnp.take_along_axis(same_losses(), jnp.asarray(order), 1)
+    error = first(name, permuted, np.take_along_axis(mask, order, 1), losses)
     error = np.linalg.norm(error - first(name, J, mask), axis=1)
     error /= np.linalg.norm(J, axis=(1, 2))
     comparable = well_posed(name)[:BATCH]

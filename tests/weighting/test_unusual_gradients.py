@@ -234,6 +234,11 @@ def one_sign(case):
     assert_allclose(case.update, kept, atol=1e-5 * case.largest)
 
 
+def signs(case):
+    """Of the direction, which is divided by its own size in a first step."""
+    assert_allclose(np.abs(case.update), 1, atol=1e-2)
+
+
 def between(case):
     """The largest and the smallest entry are trimmed, since `num_trimmed` is 1."""
     ordered = np.sort(case.J, axis=0)
@@ -277,6 +282,7 @@ WORDS: dict[str, Callable[[Case], None]] = {
     "longest": longest,
     "short": short,
     "one sign": one_sign,
+    "signs": signs,
     "between": between,
 }
 

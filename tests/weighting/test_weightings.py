@@ -11,7 +11,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxjd
 from tests.weighting import registry
-from tests.weighting.registry import AGGREGATORS, COMBINATORS, OF_ROWS, WEIGHTINGS
+from tests.weighting.registry import (
+    AGGREGATORS,
+    COMBINATORS,
+    OF_LOSSES,
+    OF_ROWS,
+    WEIGHTINGS,
+)
 
 M = 6
 every = pytest.mark.parametrize("name", WEIGHTINGS)
@@ -32,25 +38,27 @@ def compiled_for(name, m):
     weighting = registry.weighting(name, m)
     traces = []
 
-    def update(gramian, state, mask):
+    def update(gramian, state, mask, losses=None):
         traces.append(gramian)
-        extra_args = registry.extra_args(name, gramian)
+        extra_args = registry.extra_args(name, gramian, losses)
         return weighting.update(gramian, state, mask=mask, **extra_args)
 
     return weighting.init, jax.jit(update), traces
 
 
-def weigh(name, gramian, mask=None):
+def weigh(name, gramian, mask=None, losses=None):
     """The weights of a first step."""
     m = gramian.shape[0]
     init, update, _ = compiled(name, m)
-    return update(gramian, init(), jnp.ones(m, bool) if mask is None else mask)[0]
+    mask = jnp.ones(m, bool) if mask is None else mask
+    losses = registry.some_losses(m) if losses is None else losses
+    return update(gramian, init(), mask, losses)[0]
 
 
 def refused(name, gramian):
     """Call the weighting with a Gramian that it should refuse."""
     weighting = registry.weighting(name, M)
-    extra_args = registry.extra_args(name, gramian)
+    extra_args = registry.extra_args(name, jnp.eye(M))
     return weighting.update(gramian, weighting.init(), **extra_args)
 
 
@@ -59,13 +67,33 @@ def test_the_registry_is_complete():
         name for name in vars(jaxjd.weighting) if name[0].islower() and name[0] != "_"
     }
     modules = {name for name in exported if "_" + name in vars(jaxjd.weighting)}
-    assert exported == set(WEIGHTINGS) | COMBINATORS == modules
+    assert exported == (set(WEIGHTINGS) - set(OF_LOSSES)) | COMBINATORS == modules
+    scalarizers = {name for name in vars(jaxjd.scalarization) if name[0].islower()}
+    of_both = {"mean", "sum", "constant", "random"}
+    assert scalarizers == set(OF_LOSSES) | of_both
     assert all(callable(getattr(jaxjd, name)) for name in AGGREGATORS)
     assert not any(hasattr(jaxjd, name) for name in COMBINATORS)
     of_rows = {name for name, value in vars(jaxjd.transform).items() if callable(value)}
     others = {"aggregate", "aggregator", "partition"}
     assert set(OF_ROWS) == {name for name in of_rows if name.islower()} - others
     assert list(AGGREGATORS) == sorted(AGGREGATORS)
+
+
+@every
+def test_what_it_reads_of_the_gramian(name):
+    """From its shape alone, or its diagonal, the weights are the same."""
+    weighting, one = registry.weighting(name, M), gramian()
+    extra_args = registry.extra_args(name, one)
+    state = weighting.init()
+    part = {
+        "gramian": one,
+        "diagonal": jnp.diag(jnp.diag(one)),
+        "shape": jax.ShapeDtypeStruct((M, M), jnp.float32),
+    }[weighting.reads]
+    assert (weighting.reads == "shape") == WEIGHTINGS[name].blind
+    if weighting.reads != "gramian":
+        weights, _ = weighting.update(part, state, **extra_args)
+        assert_allclose(weights, weigh(name, one), rtol=1e-6)
 
 
 @every
@@ -140,7 +168,8 @@ def test_losses_that_are_missing(name):
             assert_array_equal(weights, weigh(name, one, jnp.asarray(mask)))
             assert weights.any()
         else:
-            alone = weigh(name, one[mask][:, mask])
+            losses = registry.some_losses(M)[mask]
+            alone = weigh(name, one[mask][:, mask], losses=losses)
             assert_allclose(weights[mask], alone, rtol=1e-3, atol=1e-4)
     assert_array_equal(weigh(name, one, jnp.zeros(M, bool)), 0)
     assert len(traces) == before
@@ -196,7 +225,7 @@ def test_permuting_the_losses_permutes_the_weights(name):
         pytest.skip("To it the losses are not alike.")
     order = jnp.array([3, 1, 0, 5, 4, 2])
     one = gramian()
-    permuted = weigh(name, one[order][:, order])
+    permuted = weigh(name, one[order][:, order], losses=registry.some_losses(M)[order])
     assert_allclose(permuted, weigh(name, one)[order], rtol=1e-3, atol=1e-4)
 
 
@@ -225,6 +254,12 @@ def test_what_is_not_a_gramian(name):
             weighting(given)
         with pytest.raises(TypeError, match="`gramian` must be the matrix.*" + message):
             weighting.update(given, weighting.init())
+
+
+def test_an_unknown_part_of_the_gramian():
+    init, update = jaxjd.weighting.mean()
+    with pytest.raises(ValueError, match="`reads` must be one of .*Got 'norms'"):
+        jaxjd.Weighting(init, update, "norms")
 
 
 def test_a_weighting_in_a_chain():
@@ -365,8 +400,8 @@ def test_a_weighting_is_a_function_to_jax():
         jax.vmap(weighting)(gramian()[None]), weigh("mean", gramian())[None]
     )
     init, update = weighting
-    assert weighting == jaxjd.Weighting(init, update)
-    assert {weighting: 0}[jaxjd.Weighting(init, update)] == 0
+    assert weighting == jaxjd.Weighting(init, update, "shape")
+    assert {weighting: 0}[jaxjd.Weighting(init, update, "shape")] == 0
     with pytest.raises(TypeError, match="has a state and cannot simply be called"):
         jax.jit(jaxjd.weighting.pcgrad())(gramian())
 

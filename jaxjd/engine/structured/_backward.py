@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxjd._sharding import varying, zeros_like
-from jaxjd.engine import _pieces
+from jaxjd.engine import _pieces, _repeats
 from jaxjd.engine.dense import concatenated_rows
 from jaxjd.engine.structured._plan import Plan, walk_through
 from jaxjd.engine.structured._walk import Walk, perturb
@@ -62,19 +62,29 @@ def both_passes(
     single = function.losses_per_call == function.num_pieces == 1
 
     def one(inputs):
-        def outputs(point):
+        def walked(point, inputs):
             perturbations, direct = point
             walk = Walk(perturbations)
             perturbed = {n: perturb(inputs[n], direct[n]) for n in direct}
             losses, others = walk_through(
                 function, plan.argnums, inputs, perturbed, walk
             )
+            return losses, others, walk.recorded
+
+        def outputs(point):
+            flat = _repeats.evaluate(
+                closed.jaxpr, [*closed.consts, *jax.tree.leaves((point, inputs))]
+            )
+            losses, others, recorded = jax.tree.unflatten(structure, flat)
             values = function.leaves(losses), others
-            return function.vectors(losses), (values, walk.recorded)
+            return function.vectors(losses), (values, recorded)
 
         zeros = [zeros_like(use.perturbation) for use in plan.uses]
         direct = {n: jnp.zeros_like(inputs[n]) for n in plan.direct}
         point = varying((zeros, direct), inputs)
+        # The walk is written down, so that layers that repeat are linearised once.
+        closed, shape = jax.make_jaxpr(walked, return_shape=True)(point, inputs)
+        structure = jax.tree.structure(shape)
         if single:
             # The single loss gets its axis below, where that moves nothing in memory.
             (loss,), pullback, (values, recorded) = jax.vjp(

@@ -12,6 +12,7 @@ products of all pairs of gradients:
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal
@@ -73,6 +74,15 @@ class Factors:
     def sizes(self) -> Sizes:
         _, _, b, t, o = self.right.shape
         return Sizes(b, t, self.num_inputs, o)
+
+    def split(self, parts: int) -> list["Factors"]:
+        """Those of consecutive examples, about equally many in each part."""
+        m = self.right.shape[0]
+        bounds = [m * n // parts for n in range(parts + 1)]
+        return [
+            dataclasses.replace(self, left=self.left[a:z], right=self.right[a:z])
+            for a, z in itertools.pairwise(bounds)
+        ]
 
 
 def joined(uses: Sequence[Factors]) -> Factors:
@@ -136,6 +146,7 @@ def choose(
     return min(of, key=lambda way: of[way].time)
 
 
+@jax.jit
 def gradients(factors: Factors) -> Float[Array, "m k b i o"]:
     """The gradients themselves, float32 or wider."""
     left, right = factors.left, factors.right
@@ -152,6 +163,7 @@ def gradients(factors: Factors) -> Float[Array, "m k b i o"]:
     return jnp.moveaxis(found, 3, 1)
 
 
+@jax.jit
 def products_by_pairs(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     """Inner products of the gradients of `x` with those of `y`."""
     m, k, b, t, _ = x.right.shape
@@ -161,6 +173,7 @@ def products_by_pairs(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     return (left * right).sum((0, 3, 6)).reshape(m * k, n * h)
 
 
+@jax.jit
 def products_by_kernel(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
     r"""The same, as $\sum_b \operatorname{tr}(\delta_i^\top K \delta_j)$.
 
@@ -189,6 +202,7 @@ def products_by_kernel(x: Factors, y: Factors) -> Float[Array, "mk nl"]:
 PRODUCTS = {"pairs": products_by_pairs, "kernel": products_by_kernel}
 
 
+@partial(jax.jit, static_argnums=1)
 def squared_norms(x: Factors, choice: Choice = "auto") -> Float[Array, " mk"]:
     r"""$\|\sum_t a_t \delta_t^\top\|^2 = \sum_{ts} ⟨a_t, a_s⟩ ⟨\delta_t, \delta_s⟩$.
 

@@ -6,15 +6,13 @@ with the others and combined. Without, each group of parameters has its contract
 one weight gradient per use, whatever the number of losses.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxjd.engine import _jaxpr
 from jaxjd.engine.structured import _contraction
 from jaxjd.engine.structured._contraction import Cost
-from jaxjd.engine.structured._plan import Group, Plan
-from jaxjd.engine.structured._use import extent
+from jaxjd.engine.structured._plan import Group, Plan, extent, joint
 from jaxjd.engine.structured._walk import Use
 
 ITEMSIZE = 4
@@ -120,17 +118,9 @@ def _contracted(
         # All k losses go through each use, those that do not depend on it as zeros.
         flops = sum(k * _weight_gradient(use) for use in uses) + 2 * k * k * n
         return Cost(flops, 3 * ITEMSIZE * k * n), True
-    firsts = [plan.uses[group.uses[0]] for group in together]
-    of_one = [extent(plan.uses[i]) for i in together[0].uses]
-    sizes = dataclasses.replace(
-        of_one[0],
-        t=sum(size.t for size in of_one),
-        o=sum(use.bilinear.sizes.o for use in firsts),
-    )
-    first = firsts[0].bilinear
-    choice = together[0].choice
-    way = _contraction.choose(sizes, 1, k, first.one_hot, choice)
-    return _contraction.costs(sizes, 1, k, first.one_hot)[way], way == "rows"
+    form, one_hot = joint(plan, together)
+    way = _contraction.choose(form, 1, k, one_hot, together[0].choice)
+    return _contraction.costs(form, 1, k, one_hot)[way], way == "rows"
 
 
 def _weight_gradient(use: Use) -> int:

@@ -7,9 +7,8 @@ import jax
 
 from jaxjd.engine.structured import _contraction
 from jaxjd.engine.structured._contraction import Cost
-from jaxjd.engine.structured._plan import Group, Plan
+from jaxjd.engine.structured._plan import Group, Plan, extent, joint
 from jaxjd.engine.structured._rules import Sizes
-from jaxjd.engine.structured._use import extent
 
 # The gradient with respect to an operand of these is as large as the result, so a rule
 # would save nothing. A parameter that is perturbed in any other equation is a fallback.
@@ -100,10 +99,8 @@ def _entry(
         if group.uniform:
             # The choice is for all parameters that share this left factor together,
             # the cost is that of this one alone.
-            firsts = [plan.uses[other.uses[0]] for other in together]
-            outputs = sum(use.bilinear.sizes.o for use in firsts)
-            joint = dataclasses.replace(sizes, o=outputs)
-            way = _contraction.choose(joint, m, k, first.one_hot, group.choice)
+            of_all, one_hot = joint(plan, together)
+            way = _contraction.choose(of_all, m, k, one_hot, group.choice)
         cost = costs[way]
     unruled = [reason for reason in reasons if reason not in ELEMENTWISE]
     rules |= dict.fromkeys(reason for reason in reasons if reason in ELEMENTWISE)

@@ -1,8 +1,8 @@
 """Products, gradients and weighted sums for a group of parameters, from their uses."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +25,18 @@ from jaxjd.engine.dense import with_examples_joined
 from jaxjd.engine.structured import _contraction, _use
 from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._contraction import Contraction, Factors
-from jaxjd.engine.structured._node import Input, Node, pullback
-from jaxjd.engine.structured._plan import Group, Plan, form
+from jaxjd.engine.structured._node import Input, pullback
+from jaxjd.engine.structured._plan import Group, Plan, form, joint
 
 # Keep a parameter's rows only if they are at most this many times larger than its
 # factors.
 REUSED_PER_KEPT = 2
+
+# On a CPU, rows are multiplied in at most so many parts, of at least so many examples,
+# to compute only the upper triangle of their products. With smaller parts nothing is
+# gained: such a product takes as long as it takes to read its operands. A GPU would
+# have as much to do for each part as for all rows together.
+MAX_PARTS, EXAMPLES_PER_PART = 4, 16
 
 
 class Point(NamedTuple):
@@ -59,21 +65,23 @@ def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
     """
     dtype = accumulation_dtype(*[left.inputs[i] for i in left.leaves])
     total = jnp.zeros((left.num_rows, right.num_rows), dtype)
-    # Rows of the same losses are multiplied together, which takes one sum over devices.
+    # On a mesh, rows of the same losses are multiplied together, which takes one sum
+    # over devices.
+    on_mesh = mesh_of(left.passes) is not None
     formed: dict[tuple[int, ...], tuple[list[Array], list[Array]]] = {}
     for groups in left.plan.groups_of(left.leaves):
         x, losses = of_losses(left, groups)
         y = x if right is left else of_losses(right, groups)[0]
         if not losses:
             continue
-        if contraction(x, groups) == "rows":
+        if on_mesh and contraction(x, groups) == "rows":
             rows = formed.setdefault(losses, ([], []))
             rows[0].extend(formed_rows(x, groups))
             rows[1].extend(
                 rows[0][len(rows[1]) :] if y is x else formed_rows(y, groups)
             )
             continue
-        found = contracted(x, y, groups).astype(dtype)
+        found = products(x, y, groups).astype(dtype)
         total = _added(total, found, rows_of(left, losses), rows_of(right, losses))
     for losses, (rows, others) in formed.items():
         others = rows if right is left else others
@@ -156,7 +164,7 @@ def squared_norms(point: Point) -> Float[Array, " a"]:
         if not losses:
             continue
         if groups[0].uniform:
-            squared_norms_of = functools.partial(
+            squared_norms_of = partial(
                 _contraction.squared_norms, choice=groups[0].choice
             )
             found = _with_factors(squared_norms_of, (some, groups))
@@ -210,30 +218,24 @@ def contraction(point: Point, groups: Sequence[Group]) -> Contraction:
     """How the inner products of groups that share a left factor are computed."""
     if not groups[0].uniform:
         return "rows"
-    uses = [[point.plan.uses[n] for n in group.uses] for group in groups]
-    first = _use.extent(uses[0][0])
-    sizes = dataclasses.replace(
-        first,
-        t=sum(_use.extent(use).t for use in uses[0]),
-        o=sum(_use.extent(of_group[0]).o for of_group in uses),
-    )
-    return _contraction.choose(
-        sizes,
-        point.num_examples,
-        point.num_losses,
-        uses[0][0].bilinear.one_hot,
-        groups[0].choice,
-    )
+    sizes, one_hot = joint(point.plan, groups)
+    m, k = point.num_examples, point.num_losses
+    return _contraction.choose(sizes, m, k, one_hot, groups[0].choice)
 
 
-def contracted(
-    left: Point, right: Point, groups: Sequence[Group]
-) -> Float[Array, "a b"]:
-    """Inner products of gradients at two points, without forming any."""
-    multiply = _contraction.PRODUCTS[contraction(left, groups)]
-    if right is left:
-        return _with_factors(lambda x: multiply(x, x), (left, groups))
-    return _with_factors(multiply, (left, groups), (right, groups))
+def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array, "a b"]:
+    """Inner products of the gradients of groups at one point with those at another."""
+    way = contraction(left, groups)
+    if way != "rows":
+        multiply = _contraction.PRODUCTS[way]
+        if right is left:
+            return _with_factors(lambda x: multiply(x, x), (left, groups))
+        return _with_factors(multiply, (left, groups), (right, groups))
+    if groups[0].uniform and right is left:
+        return _of_parts(_products.gramian, _factors_of(left, groups))
+    x = formed_rows(left, groups)
+    y = x if right is left else formed_rows(right, groups)
+    return _products.products(x, y)
 
 
 def formed_rows(point: Point, groups: Sequence[Group]) -> list[Float[Array, "r ..."]]:
@@ -252,16 +254,14 @@ def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
     """The gradients themselves, float32 or wider, per parameter."""
 
     def of_uses(same: Sequence[int]) -> Array:
-        use = point.plan.uses[same[0]]
+        action = _use.action(point.plan.uses[same[0]])
 
         def formed(passes: Pass) -> Array:
-            factors = _factors(point._replace(passes=passes), same)
-            blocks = _contraction.gradients(factors)
-            blocks = blocks.reshape(factors.num_rows, *blocks.shape[2:])
-            return jax.vmap(lambda block: _use.gradient(use, block))(blocks)
+            at = point._replace(passes=passes)
+            factors = [_factors_of_use(at, n) for n in same]
+            return _use.gradients(action, _contraction.joined(factors))
 
-        spec = spec_of(_value(use.node, point))
-        spec = PartitionSpec(_where_examples(point), *spec)
+        spec = PartitionSpec(_where_examples(point), *_spec_of_node(point, same[0]))
         return automatically(formed, point.passes, spec=spec)
 
     def of_node(uses: Sequence[int]) -> Array:
@@ -285,16 +285,18 @@ def combination(
         for group in groups:
             combined |= _weighted_gradients(point, group, weights)
     elif groups[0].uniform:
-        uses = [point.plan.uses[group.uses[0]] for group in groups]
+        uses = [group.uses[0] for group in groups]
+        sizes = [point.plan.uses[n].bilinear.sizes for n in uses]
 
         def of_rows(weights: Array, passes: Pass) -> list[Array]:
-            blocks = _blocks(point._replace(passes=passes), groups)
-            (outputs,) = _products.combine(weights.ravel(), [blocks])
-            ends = np.cumsum([use.bilinear.sizes.o for use in uses])[:-1]
-            of_uses = zip(uses, jnp.split(outputs, ends, axis=-1), strict=True)
-            return [_use.gradient(use, outputs) for use, outputs in of_uses]
+            factors = _factors_of(point._replace(passes=passes), groups)
+            combine = partial(_products.combine_parts, weights.ravel())
+            outputs = _of_parts(combine, factors)
+            split = jnp.split(outputs, np.cumsum([x.o for x in sizes])[:-1], axis=-1)
+            actions = [_use.action(point.plan.uses[n]) for n in uses]
+            return [_use.gradient(a, x) for a, x in zip(actions, split, strict=True)]
 
-        specs = [spec_of(_value(use.node, point)) for use in uses]
+        specs = [_spec_of_node(point, n) for n in uses]
         found = automatically(of_rows, weights, point.passes, spec=specs)
         for group, gradient in zip(groups, found, strict=True):
             combined |= _to_leaves(point, group, [gradient], {}, lambda pull: pull)
@@ -315,7 +317,7 @@ def _weighted_gradients(
         recorded = [point.passes.recorded[i] for i in use.others]
         cotangent = point.passes.cotangents[n]
         cotangent = _weighted(weights, cotangent, len(use.levels))
-        return _use.weighted_gradient(use, _value(use.node, point), recorded, cotangent)
+        return _use.weighted_gradient(_use.action(use), recorded, cotangent)
 
     direct = {
         leaf: _weighted_sum(weights, x) for leaf, x in point.passes.direct.items()
@@ -326,12 +328,13 @@ def _weighted_gradients(
 
 def _factors(point: Point, uses: Sequence[int]) -> Factors:
     """Uses of the same form, as one."""
-    passes, found = point.passes, []
-    for n in uses:
-        use = point.plan.uses[n]
-        recorded = [passes.recorded[i] for i in use.others]
-        found.append(_use.factors(use, recorded, passes.cotangents[n]))
-    return _contraction.joined(found)
+    return _contraction.joined([_factors_of_use(point, n) for n in uses])
+
+
+def _factors_of_use(point: Point, n: int) -> Factors:
+    use = point.plan.uses[n]
+    recorded = [point.passes.recorded[i] for i in use.others]
+    return _use.factors(_use.action(use), recorded, point.passes.cotangents[n])
 
 
 def _with_factors(
@@ -359,6 +362,13 @@ def _where_examples(point: Point) -> Any:
     return None
 
 
+def _spec_of_node(point: Point, use: int) -> PartitionSpec:
+    """How the gradient of one use is spread, as types say it."""
+    action = _use.action(point.plan.uses[use])
+    aval = action.jaxpr.eqns[0].invars[action.operand].aval
+    return PartitionSpec(*[None] * len(action.lengths), *spec_of(aval))
+
+
 def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
     """Groups that share a left factor, as one."""
     factors = [_factors(point, group.uses) for group in groups]
@@ -376,6 +386,28 @@ def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
     where = _where_examples(point)
     spec = PartitionSpec(where, None, None, None)
     return automatically(formed, point.passes, spec=spec)
+
+
+def _of_parts(
+    function: Callable[[list[Float[Array, "r b i o"]]], Array], factors: Factors
+) -> Array:
+    """A function of rows in parts. The parts are formed one by one.
+
+    The parts are arrays of their own because XLA would copy slices of a single one.
+    """
+
+    def of(number: int, factors: Factors) -> Array:
+        blocks = [_contraction.gradients(part) for part in factors.split(number)]
+        return function([x.reshape(-1, *x.shape[2:]) for x in blocks])
+
+    number = min(MAX_PARTS, factors.right.shape[0] // EXAMPLES_PER_PART)
+    # With many positions, such as those of an image, nearly all of the time is spent on
+    # the rows, and parts would only add to it.
+    if number <= 1 or factors.sizes().t > 2 * factors.num_rows:
+        return of(1, factors)
+    return jax.lax.platform_dependent(
+        factors, cpu=partial(of, number), default=partial(of, 1)
+    )
 
 
 def _reuses_rows(point: Point, groups: Sequence[Group]) -> bool:
@@ -408,13 +440,14 @@ def _to_leaves(
     leaves = [leaf for leaf in group.leaves if leaf in point.leaves]
     gradients = {leaf: [direct[leaf]] for leaf in leaves if leaf in direct}
     if of_nodes:
-        nodes = [point.plan.uses[uses[0]].node for uses in _by_node(point, group)]
+        firsts = [point.plan.uses[uses[0]] for uses in _by_node(point, group)]
+        nodes = [use.node for use in firsts]
         if all(isinstance(node, Input) for node in nodes):
             pulled = of_nodes
         else:
             cotangents = [
-                x.astype(_value(node, point).dtype)
-                for x, node in zip(of_nodes, nodes, strict=True)
+                x.astype(use.eqn.invars[use.operand].aval.dtype)
+                for x, use in zip(of_nodes, firsts, strict=True)
             ]
             pull = pullback(nodes, point.inputs, leaves)
             pulled = mapped(pull)(cotangents)
@@ -425,10 +458,6 @@ def _to_leaves(
 
 def _by_node(point: Point, group: Group) -> list[list[int]]:
     return _by(group.uses, lambda n: point.plan.uses[n].node.key)
-
-
-def _value(node: Node, point: Point) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda inputs: node.value(inputs, {}), list(point.inputs))
 
 
 def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Array:

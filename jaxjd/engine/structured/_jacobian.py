@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -16,7 +16,7 @@ from jaxjd.engine._operator import Blocks, Operator, by_blocks, products_by_bloc
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.dense import taken_along, taken_at, with_zeros
 from jaxjd.engine.structured import _groups
-from jaxjd.engine.structured._backward import Pass
+from jaxjd.engine.structured._backward import Pass, both_passes
 from jaxjd.engine.structured._groups import Point
 from jaxjd.engine.structured._plan import Plan
 
@@ -122,12 +122,13 @@ class Structured(StructuredOperator):
 
     def vjp(self, weights: Float[Array, " m"]) -> list[Array]:
         """One weighted weight gradient per use of a parameter, no backward pass."""
-        weights = weights.reshape(-1, self.plan.function.losses_per_call)
+        k = self.plan.function.losses_per_call
+        weights = weights.reshape(-1, k)
         found: dict[int, Array] = {}
         for groups in self.plan.groups_of(self.argnums):
             point, losses = _groups.of_losses(self._point, groups)
             if losses:
-                of_these = weights[:, np.array(losses)]
+                of_these = weights if len(losses) == k else weights[:, np.array(losses)]
                 found |= _groups.combination(point, groups, of_these)
         point = {i: self.inputs[i] for i in self.argnums}
         return [
@@ -135,9 +136,24 @@ class Structured(StructuredOperator):
             for i, x in point.items()
         ]
 
+    def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
+        if self.plan.function.axes is not None:
+            return self.vjp  # Its examples share one backward pass already.
+        return self._function.backward()
+
+    def anew(self) -> "Structured":
+        if self.plan.function.axes is not None:
+            return self
+        _, passes = both_passes(self.plan, self.inputs)
+        return dataclasses.replace(self, passes=passes)
+
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
-        function = self.plan.function
-        return Chunked(self.inputs, function, self.argnums, None).jvp(tangents)
+        return self._function.jvp(tangents)
+
+    @property
+    def _function(self) -> Chunked:
+        """The same Jacobian by passes through the function itself."""
+        return Chunked(self.inputs, self.plan.function, self.argnums, None)
 
     def restrict(self, kept: Sequence[int]) -> "Structured":
         return dataclasses.replace(self, argnums=tuple(self.argnums[i] for i in kept))

@@ -15,6 +15,7 @@ from jaxjd.engine._function import LossFunction
 from jaxjd.engine._pieces import Piece
 from jaxjd.engine.structured import _node
 from jaxjd.engine.structured._contraction import Choice
+from jaxjd.engine.structured._rules import Sizes
 from jaxjd.engine.structured._walk import Use, Value, Walk, explore
 
 
@@ -182,3 +183,30 @@ def reading(use: Use) -> Hashable:
         return use
     sliced = tuple(level in use.node.levels for level in use.levels)
     return use.bilinear.reading, use.others, sliced, use.perturbation.dtype
+
+
+def extent(use: Use) -> Sizes:
+    """The sizes of the common form, with the iterations of all scans in them.
+
+    Those of a scan that slices the parameter are blocks, those of others positions.
+    """
+    sizes = use.bilinear.sizes
+    b, t = sizes.b, sizes.t
+    for level in use.levels:
+        if level in use.node.levels:
+            b *= level.length
+        else:
+            t *= level.length
+    return dataclasses.replace(sizes, b=b, t=t)
+
+
+def joint(plan: Plan, groups: Sequence[Group]) -> tuple[Sizes, bool]:
+    """The common form of uniform groups that are contracted together, as one.
+
+    **Returns:** its sizes, and whether its left factor is one-hot.
+    """
+    firsts = [plan.uses[group.uses[0]] for group in groups]
+    positions = sum(extent(plan.uses[n]).t for n in groups[0].uses)
+    outputs = sum(use.bilinear.sizes.o for use in firsts)
+    sizes = dataclasses.replace(extent(firsts[0]), t=positions, o=outputs)
+    return sizes, firsts[0].bilinear.one_hot

@@ -2,82 +2,110 @@
 
 The rules are about one example and one iteration of a loop. Here their common form gets
 the axes of examples, of losses, and of the scans around the use.
+
+The layers of a network use their parameters in the same ways. What is done with arrays
+is under `jax.jit` here, and depends on an `Action`, not on the use: so it is traced and
+lowered for the first layer, and the others call it.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 from jaxtyping import Array
 
 from jaxjd._sharding import varying, zeros_like
 from jaxjd.engine import _jaxpr
+from jaxjd.engine.structured import _contraction
 from jaxjd.engine.structured._contraction import Factors
-from jaxjd.engine.structured._rules import Sizes
+from jaxjd.engine.structured._rules import Bilinear
 from jaxjd.engine.structured._walk import Use
 
 
-def extent(use: Use) -> Sizes:
-    """The sizes of the common form, with the iterations of all scans in them.
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """What a use does to arrays, wherever these come from: static under `jit`.
 
-    Those of a scan that slices the parameter are blocks, those of others positions.
+    - `kind`: equal for equations that do the same. `jaxpr` consists of this equation.
+    - `operand`: which operand of the equation the parameter is.
+    - `sliced`: for each scan around the equation whether it slices the parameter.
+    - `lengths`: those of the scans that do.
     """
-    sizes = use.bilinear.sizes
-    b, t = sizes.b, sizes.t
-    for level in use.levels:
-        if level in use.node.levels:
-            b *= level.length
-        else:
-            t *= level.length
-    return dataclasses.replace(sizes, b=b, t=t)
+
+    kind: Hashable
+    operand: int
+    sliced: tuple[bool, ...]
+    lengths: tuple[int, ...]
+    jaxpr: Any = dataclasses.field(compare=False)
+    bilinear: Bilinear = dataclasses.field(compare=False)
 
 
-def factors(use: Use, recorded: Sequence[Array], cotangent: Array) -> Factors:
+def action(use: Use) -> Action:
+    sliced = tuple(level in use.node.levels for level in use.levels)
+    lengths = tuple(level.length for level in use.node.levels)
+    # Nothing of the function but this equation, as JAX keeps what is static.
+    jaxpr = _jaxpr.single(use.jaxpr, use.eqn)
+    kind = _jaxpr.kind(use.eqn)
+    return Action(kind, use.operand, sliced, lengths, jaxpr, use.bilinear)
+
+
+@partial(jax.jit, static_argnums=0)
+def factors(action: Action, recorded: Sequence[Array], cotangent: Array) -> Factors:
     """One use in the common form."""
-    left, right = use.bilinear.left, use.bilinear.right
-    for _ in ("example", *use.levels):
+    left, right = action.bilinear.left, action.bilinear.right
+    for _ in ("example", *action.sliced):
         left, right = jax.vmap(left), jax.vmap(right)
     right = jax.vmap(right)  # Losses.
     return Factors(
-        arranged(use, left(*recorded), 0),
-        arranged(use, right(cotangent), 1),
-        use.bilinear.sizes.i,
+        arranged(action, left(*recorded), 0),
+        arranged(action, right(cotangent), 1),
+        action.bilinear.sizes.i,
     )
 
 
-def arranged(use: Use, array: Array, first: int) -> Array:
+def arranged(action: Action, array: Array, first: int) -> Array:
     """Bring the examples to the front, and the levels into the common form.
 
     The levels are the axes from `first` on, the examples the next. A scan that slices
     the parameter (stacked layers) makes more blocks b of it. One that uses the same
     parameter again and again (a recurrent layer) makes more positions t.
     """
-    end = first + len(use.levels)
-    sliced = [n for n in range(first, end) if use.levels[n - first] in use.node.levels]
+    end = first + len(action.sliced)
+    sliced = [n for n in range(first, end) if action.sliced[n - first]]
     repeated = [n for n in range(first, end) if n not in sliced]
     example, b, t = end, end + 1, end + 2
     rest = range(t + 1, array.ndim)
     array = array.transpose(example, *range(first), *sliced, b, *repeated, t, *rest)
-    if not use.levels:
+    if not action.sliced:
         return array
     blocks = math.prod(array.shape[1 + first : 2 + first + len(sliced)])
     return array.reshape(*array.shape[: 1 + first], blocks, -1, *array.shape[t + 1 :])
 
 
-def gradient(use: Use, blocks: Array) -> Array:
+@partial(jax.jit, static_argnums=0)
+def gradients(action: Action, factors: Factors) -> Array:
+    """The gradients of all examples and losses, each like the node's value."""
+    blocks = _contraction.gradients(factors)
+    blocks = blocks.reshape(factors.num_rows, *blocks.shape[2:])
+    return jax.vmap(partial(gradient, action))(blocks)
+
+
+def gradient(action: Action, blocks: Array) -> Array:
     """An array like the node's value from `[b, i, o]` with the blocks of all levels."""
-    lengths = [level.length for level in use.node.levels]
-    sizes = use.bilinear.sizes
-    split = blocks.reshape(*lengths, sizes.b, sizes.i, sizes.o)
-    to_parameter = use.bilinear.layout.__call__
-    for _ in lengths:
+    sizes = action.bilinear.sizes
+    split = blocks.reshape(*action.lengths, sizes.b, sizes.i, sizes.o)
+    to_parameter = action.bilinear.layout.__call__
+    for _ in action.lengths:
         to_parameter = jax.vmap(to_parameter)
     return to_parameter(split)
 
 
+@partial(jax.jit, static_argnums=0)
 def weighted_gradient(
-    use: Use, shape: jax.ShapeDtypeStruct, recorded: Sequence[Array], cotangent: Array
+    action: Action, recorded: Sequence[Array], cotangent: Array
 ) -> Array:
     """The sum over examples of the gradients of one use, like the node's value.
 
@@ -88,14 +116,14 @@ def weighted_gradient(
 
     def apply(node, *others):
         operands = list(others)
-        operands.insert(use.operand, node)
-        (result,) = _jaxpr.evaluate(use.jaxpr, use.eqn, operands)
+        operands.insert(action.operand, node)
+        (result,) = _jaxpr.evaluate(action.jaxpr, action.jaxpr.eqns[0], operands)
         return result
 
-    # The examples are mapped first (None is not a level), since their axis is the last.
-    for level in (None, *reversed(use.levels)):
-        axes = (0 if level in use.node.levels else None, *[0] * len(recorded))
-        apply = jax.vmap(apply, axes)
-    zeros = varying(zeros_like(shape), cotangent)
+    # The examples are mapped first, since their axis is the last.
+    for sliced in (False, *reversed(action.sliced)):
+        apply = jax.vmap(apply, (0 if sliced else None, *[0] * len(recorded)))
+    aval = action.jaxpr.eqns[0].invars[action.operand].aval
+    zeros = varying(zeros_like(aval, action.lengths), cotangent)
     _, pullback = jax.vjp(lambda node: apply(node, *recorded), zeros)
     return pullback(cotangent)[0]

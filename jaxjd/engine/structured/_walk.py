@@ -26,8 +26,8 @@ gradients of all uses and the direct one add up to the whole gradient.
 A walk is taken twice. The first one finds the uses, hence the shapes of the
 perturbations. It evaluates nothing, because the jaxpr already says which shapes its
 values have: in place of an array it has anything with a shape and a dtype. The second
-walk evaluates the function, which is then differentiated with respect to the
-perturbations.
+walk evaluates the function, as a function of the perturbations too, with respect to
+which it is then differentiated.
 """
 
 import dataclasses
@@ -106,15 +106,20 @@ class Use:
 
 
 @jax.custom_jvp
-def perturb(value: Array, perturbation: Array) -> Array:
+def _perturb(value: Array, perturbation: Array) -> Array:
     """`value + perturbation` for a perturbation of zero, which is never computed."""
     del perturbation
     return value
 
 
-@perturb.defjvp
+@_perturb.defjvp
 def _perturb_jvp(primals, tangents):
     return primals[0], tangents[0] + tangents[1]
+
+
+# Under `jit`, so that equations that perturb arrays of one shape are recognised as the
+# same, whatever custom rules are inside.
+perturb = jax.jit(_perturb)
 
 
 class Walk:

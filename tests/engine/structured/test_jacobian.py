@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jaxjd
 from jaxjd import engine
 from jaxjd.engine.structured import StructuredChunks, plan, structured
 from tests.engine.structured.conftest import (
@@ -227,3 +228,35 @@ def test_aux_comes_from_the_same_pass():
     ):
         assert actual.shape == value.shape
         assert relative(actual, value) < 1e-12
+
+
+class TestParts:
+    """Rows that are formed are multiplied in parts, here 3, not all equally large."""
+
+    w = normal(12, 16)
+    x = normal(50, 2, 12)
+
+    @staticmethod
+    def fun(p, x):
+        y = jnp.tanh(x @ p["w"])
+        return jnp.stack([y.sum(), (y**2).sum()])
+
+    def step(self, p):
+        jac = jaxjd.jac(self.fun, in_axes=(None, 0), contraction="rows")(p, self.x)
+        gramian = jac.gramian()
+        return gramian, jac.vjp(jnp.arange(100.0) + 0 * gramian[0])
+
+    def test_equals_brute_force(self):
+        params = {"w": jnp.asarray(self.w)}
+        gramian, combined = quickly(self.step, params)
+        _, (rows,) = brute_force(self.fun, params, self.x)
+        assert relative(gramian, jnp.einsum("aio,bio->ab", rows, rows)) < 1e-12
+        assert (gramian == gramian.T).all()
+        wanted = jnp.einsum("a,aio->io", jnp.arange(100.0), rows)
+        assert relative(combined["w"], wanted) < 1e-12
+
+    def test_half_of_the_gramian(self):
+        """Forming the rows takes 4 operations per entry, the whole Gramian 200."""
+        lowered = jax.jit(self.step).lower({"w": jnp.asarray(self.w)})
+        operations = lowered.compile(NORMAL).cost_analysis()["flops"]
+        assert operations < 150 * 100 * self.w.size

@@ -1,0 +1,78 @@
+"""Numbers for losses that have names: nobody needs to know the order of the rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxjd
+from tests import models
+
+PREFERENCE = {"pde": 3.0, "initial": 1.0, "boundary": 0.5}
+
+
+def fun(params, x):
+    h = models.hidden(params, x)
+    return {"pde": jnp.mean(h**2), "initial": h.sum(), "boundary": jnp.mean(h - 1)}
+
+
+def setting():
+    params, (x, _) = models.parameters(jnp.float32), models.examples(4, jnp.float32)
+    return params, jaxjd.jac(fun)(params, x)
+
+
+def test_preferences_masks_and_weights_by_name():
+    params, jac = setting()
+    order = sorted(PREFERENCE)
+    in_order = jnp.asarray([PREFERENCE[name] for name in order])
+    mask = {"pde": True, "initial": False, "boundary": True}
+    present = jnp.asarray([mask[name] for name in order])
+    for named, plain in [
+        (jaxjd.upgrad(PREFERENCE), jaxjd.upgrad(in_order)),
+        (jaxjd.constant(weights=PREFERENCE), jaxjd.constant(in_order)),
+        (jaxjd.cagrad(preference=PREFERENCE), jaxjd.cagrad(preference=in_order)),
+        (jaxjd.stch(0.5, preference=PREFERENCE), jaxjd.stch(0.5, preference=in_order)),
+    ]:
+        losses = {"pde": 1.0, "initial": 2.0, "boundary": 4.0}
+        flat = jnp.asarray([losses[name] for name in order])
+        found, _ = named.update(
+            jac, named.init(params), params, mask=mask, losses=losses
+        )
+        expected, _ = plain.update(
+            jac, plain.init(params), params, mask=present, losses=flat
+        )
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_every_link_that_takes_a_mask_takes_its_names():
+    aggregators = (
+        jaxjd.graddrop(key=0),
+        jaxjd.trimmed_mean(0),
+        jaxjd.excess_mtl(num_losses=3),
+        jaxjd.aggregate(jaxjd.weighting.upgrad(), every=2, num_losses=3),
+        jaxjd.aggregate(jaxjd.weighting.upgrad(), group="leaf"),
+    )
+
+    @jax.jit
+    def updates(params, jac):
+        mask = {"pde": True, "initial": False, "boundary": True}
+        in_order = jnp.asarray([True, False, True])  # boundary, initial, pde
+        return [
+            [tx.update(jac, tx.init(params), params, mask=x)[0] for tx in aggregators]
+            for x in (mask, in_order)
+        ]
+
+    jax.tree.map(np.testing.assert_array_equal, *updates(*setting()))
+
+
+def test_other_names_are_refused():
+    params, jac = setting()
+    wrong = {"pde": 1.0, "initial": 1.0, "bondary": 1.0}
+    tx = jaxjd.upgrad(wrong)
+    with pytest.raises(ValueError, match=r"`preference` must .*boundary.*bondary"):
+        tx.update(jac, tx.init(params), params)
+    tx = jaxjd.upgrad()
+    with pytest.raises(ValueError, match=r"`mask` must .*boundary.*bondary"):
+        tx.update(jac, tx.init(params), params, mask=dict.fromkeys(wrong, True))
+    with pytest.raises(ValueError, match=r"`preference` must not be negative"):
+        jaxjd.upgrad({**PREFERENCE, "pde": -1.0})
