@@ -293,6 +293,7 @@ def test_a_state_that_is_spread():
         np.testing.assert_allclose(spread[name], alone[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoint_on_another_mesh(tmp_path):
     """A state is saved from four devices, restored onto two, and trains on."""
     ocp = pytest.importorskip("orbax.checkpoint")
@@ -330,6 +331,7 @@ def test_checkpoint_on_another_mesh(tmp_path):
         np.testing.assert_allclose(on[0][name], again[0][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_flax():
     """nnx and linen need nothing but arrays that are spread."""
     nnx = pytest.importorskip("flax.nnx")
