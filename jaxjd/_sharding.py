@@ -39,9 +39,10 @@ def mesh_of(*trees: Any) -> AbstractMesh | None:
         mesh = jax.typeof(leaf).sharding.mesh if is_array(leaf) else None
         if mesh is None or mesh.empty:
             continue
-        if AxisType.Manual in mesh.axis_types or math.prod(mesh.axis_sizes) == 1:
+        if AxisType.Manual in mesh.axis_types:
             return None
-        if found is None or AxisType.Explicit in mesh.axis_types:
+        explicit = AxisType.Explicit in mesh.axis_types
+        if explicit or (found is None and math.prod(mesh.axis_sizes) > 1):
             found = mesh
     return found
 
