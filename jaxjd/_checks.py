@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxjd._sharding import replicated
 from jaxjd._typing import PerLoss, PyTree
 
 
@@ -44,7 +45,7 @@ def check_gramian(gramian: Float[Array, "m m"]) -> Float[Array, "m m"]:
         raise TypeError(f"`gramian` must be real floating-point. Got {G.dtype}.")
     # Not jnp.promote_types, which keeps the weak type of a Python number.
     dtype = jnp.float64 if G.dtype == jnp.float64 else jnp.float32
-    return G.update(dtype=dtype) if shape_only else G.astype(dtype)
+    return G.update(dtype=dtype) if shape_only else replicated(G.astype(dtype))
 
 
 def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
@@ -54,7 +55,7 @@ def check_mask(mask: Bool[Array, " m"] | None, m: int) -> Bool[Array, " m"]:
     """
     if mask is None:
         return jnp.ones(m, bool)
-    mask = jnp.asarray(mask)
+    mask = jnp.asarray(replicated(jnp.asarray(mask)))
     if mask.shape != (m,):
         raise ValueError(
             f"`mask` must have one entry for each of the {m} losses. Got shape "

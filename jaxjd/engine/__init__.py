@@ -9,6 +9,7 @@ Each is an `Operator` and a pytree. It works on flat lists of parameters and kno
 nothing of how parameters and losses are structured: that is `jaxjd.jacobian`.
 """
 
+from jaxjd.engine._convolutions import are_wrong as are_wrong
 from jaxjd.engine._features import Named as Named
 from jaxjd.engine._features import Split as Split
 from jaxjd.engine._features import named as named
@@ -29,6 +30,7 @@ from jaxjd.engine.structured import Structured as Structured
 from jaxjd.engine.structured import Table as Table
 from jaxjd.engine.structured import explain as explain
 from jaxjd.engine.structured import plan as plan
+from jaxjd.engine.structured import rows_by_chunks as rows_by_chunks
 from jaxjd.engine.structured import structured as structured
 from jaxjd.engine.structured import with_rows as with_rows
 from jaxjd.engine.structured import without_rows as without_rows

@@ -14,9 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 from jaxtyping import Array, Float
 
+from jaxjd._sharding import (
+    abstract_shard,
+    automatically,
+    explicit_spec,
+    mesh_of,
+    names_in,
+    spec_of,
+    spread,
+    varying,
+    without,
+)
 from jaxjd.engine import _pieces, _repeats
 
 
@@ -78,6 +90,9 @@ class LossFunction:
         """The losses as `fun` returns them, from their pieces."""
         rest, leaves = list(pieces), []
         for aval in self.loss_avals:
+            if rest[0].shape == aval.shape:
+                leaves.append(rest.pop(0))
+                continue
             flat = [jnp.ravel(rest.pop(0))]
             while sum(part.size for part in flat) < math.prod(aval.shape):
                 flat.append(jnp.ravel(rest.pop(0)))
@@ -107,7 +122,7 @@ class LossFunction:
 
     def vectors(self, pieces: Sequence[Array]) -> list[Float[Array, " k"]]:
         """One vector for each piece."""
-        return [jnp.ravel(jnp.asarray(piece, self.loss_dtype)) for piece in pieces]
+        return [ravel(jnp.asarray(piece, self.loss_dtype)) for piece in pieces]
 
     def pieces(self, argnums: Sequence[int]) -> _pieces.Pieces:
         """Which losses are computed together, and which parameters they depend on."""
@@ -117,7 +132,15 @@ class LossFunction:
         """All m losses, those of the same example side by side."""
         if self.axes is None:
             return self.losses(inputs)
-        return jax.vmap(self.losses, (list(self.axes),))(list(inputs)).ravel()
+        losses = jax.vmap(self.losses, (list(self.axes),))(list(inputs))
+        spec = PartitionSpec(spec_of(jax.typeof(losses))[0])
+        return automatically(jnp.ravel, losses, spec=spec)
+
+
+def ravel(piece: Array) -> Array:
+    if piece.ndim > 1:
+        return automatically(jnp.ravel, piece)
+    return jnp.ravel(piece)
 
 
 def is_array(leaf: Any) -> bool:
@@ -141,6 +164,9 @@ def trace(
     - `in_axes`: one prefix tree of axes per argument, or None.
     - `identity`: the user's own function, by which traces are recognised as equal.
 
+    **Raises:** `ValueError` if the arrays are on several meshes, or `in_axes` does not
+    fit them.
+
     **Returns:** the function; its inputs; for each leaf of `args` its position among
     the inputs, or -1 if it is not an array; the structures (pytrees of
     `jax.ShapeDtypeStruct`) of the losses and of the auxiliary output of one call.
@@ -148,6 +174,9 @@ def trace(
     leaves, structure = jax.tree.flatten(args)
     arrays = [is_array(leaf) for leaf in leaves]
     traced = [leaf for leaf, array in zip(leaves, arrays, strict=True) if array]
+    check_one_mesh(traced)
+    # Inside `shard_map`, J is that of the losses of one device.
+    traced = varying(traced, traced)
     static = tuple(
         leaf for leaf, array in zip(leaves, arrays, strict=True) if not array
     )
@@ -156,11 +185,9 @@ def trace(
         examples = traced
     else:
         axes = flatten_axes(in_axes, args)
+        traced = apart_from_examples(traced, axes)
         examples = [
-            jax.ShapeDtypeStruct(
-                leaf.shape if axis is None else np.delete(leaf.shape, axis), leaf.dtype
-            )
-            for leaf, axis in zip(traced, axes, strict=True)
+            of_one_example(leaf, axis) for leaf, axis in zip(traced, axes, strict=True)
         ]
 
     def flat(*traced):
@@ -179,7 +206,9 @@ def trace(
     if axes is not None:
         axes = (None,) * offset + axes
     positions = np.where(arrays, np.cumsum(arrays) - 1 + offset, -1)
-    avals = tuple((v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
+    avals = tuple(
+        (v.aval.shape, v.aval.dtype, explicit_spec(v.aval)) for v in closed.jaxpr.invars
+    )
     function = LossFunction(
         fun=identity,
         jaxpr=jaxpr,
@@ -188,8 +217,60 @@ def trace(
         num_pieces=num_pieces,
         key=(structure, static, tuple(arrays), axes, avals),
     )
-    inputs = [jnp.asarray(x) for x in (*consts, *traced)]
+    inputs = [jnp.asarray(x) for x in (*varying(consts, traced), *traced)]
     return function, inputs, tuple(int(p) for p in positions), losses, aux
+
+
+def check_one_mesh(leaves: Sequence[Any]) -> None:
+    """**Raises:** `ValueError` if arrays are on several meshes."""
+    meshes = {mesh.shape_tuple: mesh for mesh in map(mesh_of, leaves) if mesh}
+    if len(meshes) > 1:
+        described = " and ".join(str(dict(shape)) for shape in meshes)
+        raise ValueError(
+            "All arguments, parameters and examples alike, must be on one mesh. Got "
+            f"arrays on {described}."
+        )
+
+
+def of_one_example(leaf: Any, axis: int | None) -> jax.ShapeDtypeStruct:
+    """The type that a function of one example sees of an argument."""
+    shape, aval = leaf.shape, jax.typeof(leaf)
+    spec = explicit_spec(aval)
+    if axis is not None:
+        shape = tuple(np.delete(shape, axis))
+    if spec is None:
+        return abstract_shard(shape, aval)
+    if axis is not None:
+        spec = PartitionSpec(*np.delete(np.array(spec, object), axis))
+    sharding = NamedSharding(aval.sharding.mesh, spec)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+
+def apart_from_examples(leaves: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
+    """Gather what all examples share along the axes of the mesh that hold examples.
+
+    With Explicit axes no array can be spread twice along an axis of the mesh, as the
+    gradients of examples on different devices would be.
+    """
+    specs = [explicit_spec(jax.typeof(leaf)) for leaf in leaves]
+    taken = {
+        name
+        for spec, axis in zip(specs, axes, strict=True)
+        if spec is not None and axis is not None
+        for name in names_in(spec[axis])
+    }
+    gathered = []
+    for leaf, spec, axis in zip(leaves, specs, axes, strict=True):
+        if (
+            spec is not None
+            and axis is None
+            and taken.intersection(
+                *[{name for entry in spec for name in names_in(entry)}]
+            )
+        ):
+            leaf = spread(leaf, without(spec, taken), jax.typeof(leaf).sharding.mesh)
+        gathered.append(leaf)
+    return gathered
 
 
 def flatten_axes(in_axes: Sequence[Any], args: Sequence[Any]) -> tuple[int | None, ...]:

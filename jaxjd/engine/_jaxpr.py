@@ -8,6 +8,7 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
@@ -78,6 +79,21 @@ def called(eqn: Any) -> tuple[Any, Sequence[Any]]:
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants, whether or not they came together."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def primitives(jaxpr: Any) -> set[str]:
+    """The names of all primitives in a jaxpr, and in those that it contains."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        found.add(eqn.primitive.name)
+        for value in jax.tree.leaves(eqn.params, is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                found |= primitives(opened(value)[0])
+    return found
+
+
+def is_jaxpr(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
 
 
 def scan_operands(eqn: Any) -> tuple[int, int]:

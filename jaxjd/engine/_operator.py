@@ -24,12 +24,27 @@ Block = TypeVar("Block")
 class Blocks(NamedTuple, Generic[Block]):
     """The rows of an operator, cut into blocks of equal size.
 
-    `at` makes the block that starts at a row. Rows beyond the last one may be anything.
+    `at` makes the block that starts at a row, for multiples of the size. Rows beyond
+    the last one may be anything.
+
+    Given `together`, each block takes that many neighbours from all over the rows: with
+    c blocks, block n has every c-th group of them from the n-th on. So every device
+    that has examples has some of each block.
     """
 
     num_rows: int
     size: int
     at: Callable[[Int[Array, ""]], Block]
+    together: int | None = None
+
+    def in_order(self, found: Float[Array, "b ..."], axis: int) -> Float[Array, "..."]:
+        """What was found for one block after another, in the order of the rows."""
+        if self.together is not None:
+            shape = found.shape
+            grouped = (-1, self.size // self.together, self.together)
+            found = found.reshape(*shape[:axis], *grouped, *shape[axis + 1 :])
+            found = found.swapaxes(axis, axis + 1).reshape(shape)
+        return jax.lax.slice_in_dim(found, 0, self.num_rows, axis=axis)
 
 
 class Operator(abc.ABC):
@@ -92,8 +107,8 @@ class Operator(abc.ABC):
 
     def products(self, other: "Operator") -> Float[Array, "m k"]:
         """`J₁ J₂ᵀ` for another operator with k rows and the same list of parameters."""
-        left = row_blocks(self)
-        right = left if other is self else row_blocks(other)
+        left = self.row_blocks()
+        right = left if other is self else other.row_blocks()
         return products_by_blocks(left, right, _products.products)
 
     def gramian(self) -> Float[Array, "m m"]:
@@ -102,20 +117,20 @@ class Operator(abc.ABC):
 
     def squared_norms(self) -> Float[Array, " m"]:
         """The diagonal of `J Jᵀ`."""
-        return by_blocks(row_blocks(self), _products.squared_norms)
+        return by_blocks(self.row_blocks(), _products.squared_norms)
 
+    def row_blocks(self) -> Blocks[list[Array]]:
+        """The rows themselves, for a block at a time."""
+        m, size = self.num_rows, self.block_size()
+        if size >= m:
+            return Blocks(m, m, lambda _: self.rows())
 
-def row_blocks(operator: Operator) -> Blocks[list[Array]]:
-    m, size = operator.num_rows, operator.block_size()
-    if size >= m:
-        return Blocks(m, m, lambda _: operator.rows())
+        def at(start: Int[Array, ""]) -> list[Array]:
+            # The last block is filled up with the last row.
+            places = start + jnp.arange(size, dtype=start.dtype)
+            return self.rows_at(jnp.minimum(places, m - 1))
 
-    def at(start: Int[Array, ""]) -> list[Array]:
-        # The last block is filled up with the last row.
-        places = start + jnp.arange(size, dtype=start.dtype)
-        return operator.rows_at(jnp.minimum(places, m - 1))
-
-    return Blocks(m, size, at)
+        return Blocks(m, size, at)
 
 
 def by_blocks(
@@ -126,7 +141,7 @@ def by_blocks(
         return function(blocks.at(jnp.zeros((), jnp.int32)))
     starts = jnp.arange(0, blocks.num_rows, blocks.size, dtype=jnp.int32)
     found = jax.lax.map(lambda start: function(blocks.at(start)), starts)
-    return found.ravel()[: blocks.num_rows]
+    return blocks.in_order(found.ravel(), 0)
 
 
 def products_by_blocks(
@@ -170,5 +185,6 @@ def products_by_blocks(
     else:
         found = jax.lax.map(block_row, jnp.arange(0, m, left.size, dtype=jnp.int32))
         found = found.reshape(-1, found.shape[-1])
-    found = found[:m, :k]
-    return symmetric(found) if right is left else found
+    if right is left:
+        found = symmetric(found)
+    return left.in_order(right.in_order(found, 1), 0)

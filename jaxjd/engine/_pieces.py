@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxjd._sharding import abstract, spread_like, varying
 from jaxjd.engine import _jaxpr, _repeats
 
 # They work entry by entry, so they apply to each part of a concatenation by itself.
@@ -189,8 +190,8 @@ def split(jaxpr: Any, num_losses: int) -> tuple[Any, list[Array], int]:
     if not names & followed:
         inputs = [*jaxpr.constvars, *jaxpr.invars]
         return jaxpr.replace(constvars=[], invars=inputs), [], num_losses
-    consts = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.constvars]
-    inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
+    consts = [abstract(v.aval.shape, v.aval) for v in jaxpr.constvars]
+    inputs = [abstract(v.aval.shape, v.aval) for v in jaxpr.invars]
     pieces = []
 
     def in_pieces(consts: list[Any], inputs: list[Any]) -> list[Any]:
@@ -336,7 +337,13 @@ def _rows_of_piece(
             (row,) = pullback(jnp.ones_like(value))
             rows = [leaf[None] for leaf in row]
         else:
-            (rows,) = jax.vmap(pullback)(jnp.eye(value.size, dtype=value.dtype))
+            (rows,) = jax.vmap(pullback)(one_hots(value))
         for i, leaf in zip(reached, rows, strict=True):
             found[i] = leaf
     return found
+
+
+def one_hots(vector: Float[Array, " k"]) -> Float[Array, "k k"]:
+    """The unit vectors, each spread over devices as the given vector is."""
+    eye = varying(jnp.eye(vector.size, dtype=vector.dtype), vector)
+    return spread_like(eye, abstract(eye.shape, jax.typeof(vector)))

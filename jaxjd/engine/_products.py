@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxjd._numerics import accumulation_dtype, symmetric
+from jaxjd._sharding import automatically, mesh_of, spec_of, sum_over_entries
 
 # As `jax.lax.dot_general` takes them: the contracted axes, and the batch axes.
 Axes = tuple[Sequence[int], Sequence[int]]
@@ -49,13 +51,23 @@ def contract(x: Array, y: Array, contracted: Axes, batch: Axes = ((), ())) -> Ar
 
 @jax.jit
 def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
-    """Inner products of every row of `left` with every row of `right`."""
+    """Inner products of every row of `left` with every row of `right`.
+
+    On a mesh, each device takes a part of the entries of a row and all rows, and the
+    products are summed over devices. So no device needs all of a row.
+    """
     dtype = accumulation_dtype(*left, *right)
-    total = jnp.zeros((left[0].shape[0], right[0].shape[0]), dtype)
-    for x, y in zip(left, right, strict=True):
-        x, y = x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
-        total += contract(x, y, ((1,), (1,))).astype(dtype)
-    return total
+
+    def of_entries(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+        pairs = zip(left, right, strict=True)
+        return [_of_all_entries(x, y).astype(dtype) for x, y in pairs]
+
+    return sum_over_entries(of_entries, left, right)
+
+
+def _of_all_entries(x: Float[Array, "a ..."], y: Float[Array, "b ..."]) -> Array:
+    x, y = x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
+    return contract(x, y, ((1,), (1,)))
 
 
 @jax.jit
@@ -77,11 +89,12 @@ def gramian(parts: Sequence[Array]) -> Float[Array, "m m"]:
 def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     """Squared Euclidean norms of the rows: the diagonal of `products(rows, rows)`."""
     dtype = accumulation_dtype(*rows)
-    total = jnp.zeros(rows[0].shape[0], dtype)
-    for x in rows:
-        wide = x.reshape(x.shape[0], -1).astype(dtype)
-        total += jnp.square(wide).sum(1)
-    return total
+
+    def of_entries(rows: Sequence[Array]) -> list[Array]:
+        wide = [x.reshape(x.shape[0], -1).astype(dtype) for x in rows]
+        return [jnp.square(x).sum(1) for x in wide]
+
+    return sum_over_entries(of_entries, rows)
 
 
 @jax.jit
@@ -92,15 +105,23 @@ def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     one loop of this and of what the optimizer does with the sum.
     """
 
-    def combination(leaf: Array) -> Array:
-        if not 0 < len(leaf) <= FEW_ROWS:
+    def combination(weights: Float[Array, " m"], leaf: Array) -> Array:
+        if not 0 < len(leaf) <= FEW_ROWS or mesh_of(leaf) is not None:
             return _weighted_sum(weights, leaf)
         dtype = accumulation_dtype(leaf)
         scales, wide = weights.astype(dtype), leaf.astype(dtype)
         combined = sum(scales[i] * wide[i] for i in range(len(leaf)))
         return jnp.asarray(combined, leaf.dtype)
 
-    return [combination(leaf) for leaf in rows]
+    return [
+        automatically(
+            combination,
+            weights,
+            leaf,
+            spec=PartitionSpec(*spec_of(jax.typeof(leaf))[1:]),
+        )
+        for leaf in rows
+    ]
 
 
 def combine_parts(weights: Float[Array, " m"], parts: Sequence[Array]) -> Array:

@@ -5,17 +5,32 @@ one of m or more, all of them are computed together.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import typeof
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
+from jaxjd._sharding import (
+    automatically,
+    explicit_spec,
+    mesh_of,
+    sizes_of,
+    spread,
+    spread_like,
+    varying,
+    zeros_like,
+)
+from jaxjd.engine._convolutions import check_chunks
 from jaxjd.engine._function import LossFunction
-from jaxjd.engine._operator import Operator
-from jaxjd.engine.dense import Dense, dense, pullback_at
+from jaxjd.engine._operator import Blocks, Operator
+from jaxjd.engine.dense import Dense, dense, pullback_at, taken_along
 
 
 @partial(
@@ -63,7 +78,7 @@ class Chunked(Operator):
         if self.function.axes is None:
             every = jnp.arange(self.num_rows, dtype=indices.dtype)
             one_hot = indices[:, None] == every[None]
-            return list(jax.vmap(self._pullback())(one_hot.astype(dtype)))
+            return list(jax.vmap(self._pullback())(one_hot))
         per_example = self.function.losses_per_call
 
         def row(inputs, which):
@@ -88,13 +103,14 @@ class Chunked(Operator):
     def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
         if self.function.axes is not None and self.block_size() < self.num_rows:
             return self._vjp_by_chunks
-        pullback, dtype = self._pullback(), self.function.loss_dtype
-        return lambda weights: list(pullback(weights.astype(dtype)))
+        pullback = self._pullback()
+        return lambda weights: list(pullback(weights))
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
         # The pullback is linear, so its own pullback is J. Forward mode would be as
         # cheap, but functions with a `jax.custom_vjp` have none.
         zero = jnp.zeros(self.num_rows, self.function.loss_dtype)
+        zero = varying(zero, self.inputs)
         _, pushforward = jax.vjp(self._pullback(), zero)
         point = zip(tangents, self.dtypes, strict=True)
         (losses,) = pushforward(tuple(t.astype(dtype) for t, dtype in point))
@@ -106,40 +122,120 @@ class Chunked(Operator):
     def _examples_at(self, indices: Int[Array, " b"]) -> list[Array]:
         assert self.function.axes is not None
         return [
-            x if axis is None else jnp.take(x, indices, axis)
+            x if axis is None else taken_along(x, indices, axis)
             for x, axis in zip(self.inputs, self.function.axes, strict=True)
         ]
 
     def _pullback(self, examples: Sequence[Array] | None = None):
         """The map from cotangents of the losses (of some examples) to parameters."""
         inputs = self.inputs if examples is None else examples
-        return pullback_at(self.function.all_losses, inputs, self.argnums)[1]
+        losses, pullback = pullback_at(self.function.all_losses, inputs, self.argnums)
+
+        def pull(weights: Float[Array, " m"]) -> tuple[Array, ...]:
+            weights = varying(weights.astype(losses.dtype), losses)
+            return pullback(spread_like(weights, typeof(losses)))
+
+        return pull
+
+    def row_blocks(self) -> Blocks[list[Array]]:
+        k = self.function.losses_per_call
+        if self.function.axes is None or not k <= self.block_size() < self.num_rows:
+            return super().row_blocks()
+        chunks = self.chunks()
+
+        def at(start: Int[Array, ""]) -> list[Array]:
+            return self.rows_of_examples(chunks.at(start // (chunks.size * k)))
+
+        return Blocks(self.num_rows, chunks.size * k, at, together=k)
+
+    def rows_of_examples(self, inputs: list[Array]) -> list[Array]:
+        return dense(self.function, inputs, self.argnums).rows()
+
+    def chunks(self) -> "Chunks":
+        """The examples, cut into chunks that all devices have some examples of."""
+        function = self.function
+        assert function.axes is not None
+        examples = function.num_examples(self.inputs) or 0
+        size = max(1, self.block_size() // function.losses_per_call)
+        number = -(-examples // size)
+        size = -(-examples // number)
+        missing = size * number - examples
+
+        def split(x: Array, axis: int) -> Array:
+            """[size, number, ...]: of one chunk are those `number` examples apart."""
+            axis %= x.ndim
+
+            def apart(x: Array) -> Array:
+                x = jnp.moveaxis(x, axis, 0)
+                if missing:  # Filled up with the last example.
+                    x = jnp.concatenate([x, jnp.repeat(x[-1:], missing, 0)])
+                return x.reshape(size, number, *x.shape[1:])
+
+            found = automatically(apart, x, spec=spec_of_chunks(x, axis, size))
+            mesh = mesh_of(found)
+            if mesh is not None and size % math.prod(mesh.axis_sizes):
+                # Not the same number for every device: each takes all of them.
+                check_chunks(function, x, size)
+                return spread(found, PartitionSpec(), mesh)
+            return found
+
+        parts = [
+            x if axis is None else split(x, axis)
+            for x, axis in zip(self.inputs, function.axes, strict=True)
+        ]
+
+        def at(n: Int[Array, ""]) -> list[Array]:
+            return [
+                x
+                if axis is None
+                else jnp.moveaxis(
+                    jax.lax.dynamic_index_in_dim(x, n, 1, keepdims=False),
+                    0,
+                    axis % (x.ndim - 1),
+                )
+                for x, axis in zip(parts, function.axes or (), strict=True)
+            ]
+
+        return Chunks(number, size, at)
 
     def _vjp_by_chunks(self, weights: Float[Array, " m"]) -> list[Array]:
         """`Jᵀ w` with the activations of one chunk of examples at a time in memory."""
-        examples = self.function.num_examples(self.inputs)
-        assert examples is not None
-        per_example = self.function.losses_per_call
-        size = max(1, self.block_size() // per_example)
-        # The last chunk is filled up with the last example, at weight zero.
-        starts = jnp.arange(0, examples, size)
-        indices = starts[:, None] + jnp.arange(size)[None]
-        present = indices < examples
-        indices = jnp.minimum(indices, examples - 1)
-        weights = weights.reshape(examples, per_example)[indices]
-        weights = jnp.where(present[..., None], weights, 0).astype(
-            self.function.loss_dtype
-        )
+        k, chunks = self.function.losses_per_call, self.chunks()
+        # The last examples may be repeated, at weight zero.
+        missing = chunks.number * chunks.size * k - len(weights)
+        weights = jnp.pad(weights, (0, missing))
+        weights = weights.reshape(chunks.size, chunks.number, k).swapaxes(0, 1)
 
         def add_chunk(total, chunk):
-            indices, weights = chunk
-            gradient = self._pullback(self._examples_at(indices))(weights.ravel())
+            n, weights = chunk
+            gradient = self._pullback(chunks.at(n))(weights.ravel())
             summed = [
                 t + g.astype(t.dtype) for t, g in zip(total, gradient, strict=True)
             ]
             return summed, None
 
         point = [self.inputs[i] for i in self.argnums]
-        zeros = [jnp.zeros(x.shape, accumulation_dtype(x)) for x in point]
-        total, _ = jax.lax.scan(add_chunk, zeros, (indices, weights))
+        zeros = [zeros_like(typeof(x)).astype(accumulation_dtype(x)) for x in point]
+        places = jnp.arange(chunks.number, dtype=jnp.int32)
+        start = varying(zeros, self.inputs)
+        total, _ = jax.lax.scan(add_chunk, start, (places, weights))
         return [t.astype(x.dtype) for t, x in zip(total, point, strict=True)]
+
+
+class Chunks(NamedTuple):
+    """A number of chunks of examples, each of the same size."""
+
+    number: int
+    size: int
+    at: Callable[[Int[Array, ""]], list[Array]]
+
+
+def spec_of_chunks(x: Array, axis: int, size: int) -> Any:
+    """How [size, number, ...] is spread, if x is spread along its axis of examples."""
+    spec = explicit_spec(typeof(x))
+    if spec is None:
+        return None
+    examples, rest = spec[axis], (*spec[:axis], *spec[axis + 1 :])
+    if size % sizes_of(examples, typeof(x).sharding.mesh):
+        examples = None  # Fewer examples than devices, or some devices have more.
+    return PartitionSpec(examples, None, *rest)

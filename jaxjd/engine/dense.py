@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype, symmetric
+from jaxjd._sharding import as_examples, automatically, spec_of, zeros_like
 from jaxjd.engine import _pieces, _products
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
@@ -55,7 +57,7 @@ class Dense(Operator):
         ]
 
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
-        return [leaf[indices] for leaf in self.rows()]
+        return [taken_at(leaf, (indices,)) for leaf in self.rows()]
 
     def block_size(self) -> int:
         return self.num_rows
@@ -64,6 +66,11 @@ class Dense(Operator):
         """By groups of parameters that the same losses depend on."""
         if not isinstance(other, Dense):
             return super().products(other)
+        if other is self:
+            return automatically(lambda rows: rows._products(rows), self)
+        return automatically(Dense._products, self, other)
+
+    def _products(self, other: "Dense") -> Float[Array, "m k"]:
         groups: dict[Any, list[int]] = {}
         for n, held in enumerate(zip(self.places, other.places, strict=True)):
             groups.setdefault(held, []).append(n)
@@ -82,6 +89,9 @@ class Dense(Operator):
         return symmetric(total) if other is self else total
 
     def squared_norms(self) -> Float[Array, " m"]:
+        return automatically(Dense._squared_norms, self)
+
+    def _squared_norms(self) -> Float[Array, " m"]:
         total = jnp.zeros(self.num_rows, accumulation_dtype(*self.leaves))
         for leaf, held in zip(self.leaves, self.places, strict=True):
             if held:
@@ -104,7 +114,13 @@ class Dense(Operator):
         return dataclasses.replace(self.origin.in_memory(), origin=self.origin)
 
     def jvp(self, tangents: Sequence[Array]) -> Float[Array, " m"]:
-        return _products.products(self.rows(), [t[None] for t in tangents])[:, 0]
+        return automatically(
+            lambda self, tangents: _products.products(
+                self.rows(), [tangent[None] for tangent in tangents]
+            )[:, 0],
+            self,
+            list(tangents),
+        )
 
     def restrict(self, kept: Sequence[int]) -> "Dense":
         return Dense(
@@ -117,8 +133,44 @@ class Dense(Operator):
     def _filled(self, leaf: Array, held: tuple[int, ...]) -> Array:
         if len(held) == self.num_rows:
             return leaf
-        zeros = jnp.zeros((self.num_rows, *leaf.shape[1:]), leaf.dtype)
-        return zeros.at[np.array(held, int)].set(leaf)
+        return with_zeros(leaf, np.array(held, int), self.num_rows)
+
+
+def taken_at(
+    array: Array, indices: tuple[Int[Array, " b"], ...]
+) -> Float[Array, "b ..."]:
+    """`array[indices]`, whole along the axes that are indexed."""
+    spec = spec_of(jax.typeof(array))
+    return automatically(
+        lambda array, indices: array[indices],
+        array,
+        indices,
+        spec=PartitionSpec(None, *spec[len(indices) :]),
+    )
+
+
+def taken_along(array: Array, indices: Int[Array, " b"], axis: int) -> Array:
+    """`jnp.take(array, indices, axis)`, whole along this axis."""
+    spec = list(spec_of(jax.typeof(array)))
+    spec[axis] = None
+    return automatically(
+        lambda array, indices: jnp.take(array, indices, axis),
+        array,
+        indices,
+        spec=PartitionSpec(*spec),
+    )
+
+
+def with_zeros(
+    rows: Float[Array, "r ..."], places: Int[np.ndarray, " r"], m: int
+) -> Float[Array, "m ..."]:
+    """The rows at their places among m, and zeros at the others."""
+    spec = spec_of(jax.typeof(rows))
+    return automatically(
+        lambda rows: jnp.zeros((m, *rows.shape[1:]), rows.dtype).at[places].set(rows),
+        rows,
+        spec=PartitionSpec(None, *spec[1:]),
+    )
 
 
 def stacked(leaves: Sequence[Array]) -> Dense:
@@ -150,10 +202,29 @@ def dense(
 
     def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)
-        return list(jax.vmap(pullback)(jnp.eye(losses.size, dtype=losses.dtype)))
+        return list(jax.vmap(pullback)(_pieces.one_hots(losses)))
 
     rows = jax.vmap(call_rows, (list(function.axes),))(list(inputs))
-    return stacked([leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows])
+    return stacked([as_examples(with_examples_joined(leaf)) for leaf in rows])
+
+
+def with_examples_joined(rows: Float[Array, "m k ..."]) -> Float[Array, "mk ..."]:
+    """The losses of all examples along one axis, spread as the examples are."""
+    spec = spec_of(jax.typeof(rows))
+    return automatically(
+        lambda rows: rows.reshape(-1, *rows.shape[2:]),
+        rows,
+        spec=PartitionSpec(spec[0], *spec[2:]),
+    )
+
+
+def concatenated_rows(
+    parts: Sequence[Float[Array, "r ..."]], like: Array
+) -> Float[Array, "m ..."]:
+    """Rows one after another, of the shape of a parameter; there may be none."""
+    if not parts:
+        return zeros_like(jax.typeof(like), (0,))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 def dense_with_outputs(
@@ -181,12 +252,11 @@ def of_pieces(
     leaves, places = [], []
     for n, i in enumerate(argnums):
         reaching = [
-            (piece.places, rows[n])
+            (piece.places, row)
             for piece, rows in zip(pieces, found, strict=True)
-            if rows[n] is not None
+            if (row := rows[n]) is not None
         ]
         point = inputs[i]
-        parts = [jnp.zeros((0, *point.shape), point.dtype), *(r for _, r in reaching)]
-        leaves.append(jnp.concatenate(parts) if len(parts) != 2 else parts[1])
+        leaves.append(concatenated_rows([r for _, r in reaching], point))
         places.append(tuple(place for held, _ in reaching for place in held))
     return Dense(leaves, function.losses_per_call, tuple(places)), outputs

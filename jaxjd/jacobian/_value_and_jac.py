@@ -434,7 +434,14 @@ def evaluate(
         # The losses come from the forward pass that the Jacobian needs.
         return engine.structured(chosen.plan, inputs, chunk_size)
     operator = engine.Chunked(inputs, function, positions, chunk_size)
-    if chosen.method == "dense":
+    if engine.are_wrong(function, inputs):
+        plan = plan_of(found, "auto")
+        operator = engine.rows_by_chunks(plan, inputs, chunk_size)
+        if chosen.method == "dense":
+            rows = engine.stacked(operator.rows())
+            rows = dataclasses.replace(rows, origin=operator)
+            return rows, function.all_outputs(inputs)
+    elif chosen.method == "dense":
         rows, outputs = engine.dense_with_outputs(function, inputs, positions)
         return dataclasses.replace(rows, origin=operator), outputs
     return operator, function.all_outputs(inputs)

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._numerics import matmul
+from jaxjd._sharding import varying
 from jaxjd.solvers._face_cg import FaceCG
 
 
@@ -83,5 +84,5 @@ def apg(
         done=jnp.zeros(k, bool),
         iterations=jnp.zeros((), jnp.int32),
     )
-    end = lax.while_loop(unfinished, step, start)
+    end = lax.while_loop(unfinished, step, varying(start, C, b))
     return FaceCG(end.x, end.done, end.iterations)

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._numerics import matmul
+from jaxjd._sharding import varying
 
 # What a row does with the next product by C.
 _EVALUATE, _DESCEND, _VERIFY, _DONE = 0, 1, 2, 3
@@ -257,7 +258,7 @@ def face_cg(
     def unfinished(s: _Rows):
         return (s.iterations < max_iterations) & jnp.any(s.mode != _DONE)
 
-    end = lax.while_loop(unfinished, step, start(x0))
+    end = lax.while_loop(unfinished, step, varying(start(x0), C, b))
     return FaceCG(jnp.maximum(end.x, 0), end.mode == _DONE, end.iterations)
 
 

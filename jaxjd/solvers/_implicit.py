@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._numerics import matmul
+from jaxjd._sharding import varying
 from jaxjd.solvers._face_cg import FaceCG, default_ridge
 
 Solver = Callable[[Array, Array, Array], FaceCG]
@@ -95,4 +96,4 @@ def _solve_on_face(
         squared=jnp.sum(jnp.square(rhs), axis=-1),
         iterations=jnp.zeros((), jnp.int32),
     )
-    return lax.while_loop(unfinished, step, start).solution
+    return lax.while_loop(unfinished, step, varying(start, C, rhs)).solution

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._numerics import matmul
+from jaxjd._sharding import varying
 from jaxjd.solvers._face_cg import FaceCG
 from jaxjd.solvers._implicit import Solver
 
@@ -78,7 +79,7 @@ def restarted(solver: Solver, *, tolerance: float) -> Solver:
             start=x0,
             count=jnp.zeros((), jnp.int32),
         )
-        return lax.while_loop(unfinished, search, begin).best
+        return lax.while_loop(unfinished, search, varying(begin, C, b)).best
 
     return solve
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_gramian, check_max_iterations, check_number
 from jaxjd._numerics import like, matmul, root, symmetric_part
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers._certificate import Certificate, certificate
 from jaxjd.solvers._face_cg import default_ridge
 from jaxjd.solvers.least_distance import find_step
@@ -36,6 +37,7 @@ class _Search(NamedTuple):
     iterations: Int[Array, ""]
 
 
+@on_every_device
 def maximise_on_ball(
     gramian: Float[Array, "m m"],
     u: Float[Array, " m"],
@@ -226,7 +228,7 @@ def _maximise(
         done=(radius == 0) | ~valid,
         iterations=jnp.zeros((), jnp.int32),
     )
-    end = lax.while_loop(unfinished, step, begin)
+    end = lax.while_loop(unfinished, step, varying(begin, G, u))
 
     # Scale onto the sphere, up to rounding, whatever t is.
     _, norm = bound(end.mu)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, check_max_iterations, check_number
 from jaxjd._numerics import like, matmul, symmetric_part, unit_diagonal
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers._certificate import Certificate, certificate, rounding
 from jaxjd.solvers._face_cg import default_ridge
 
@@ -26,6 +27,7 @@ class Bargain(NamedTuple):
     those of a Gramian with a ridge of the order of rounding."""
 
 
+@on_every_device
 def bargain(
     gramian: Float[Array, "m m"],
     *,
@@ -146,7 +148,7 @@ def _bargain(
         def halve(search):
             return search[0] / 2, search[1] + 1
 
-        length, _ = lax.while_loop(overshoots, halve, (length, 0))
+        length, _ = lax.while_loop(overshoots, halve, varying((length, 0), z))
         new = z + length * direction
         change = jnp.max(jnp.where(present, jnp.abs(length * direction) / z, 0))
         return new, forces(new), iterations + 1, change
@@ -159,7 +161,7 @@ def _bargain(
 
     start = jnp.ones(m, dtype)
     begin = (start, forces(start), jnp.zeros((), jnp.int32), jnp.array(jnp.inf, dtype))
-    z, _, iterations, _ = lax.while_loop(unfinished, step, begin)
+    z, _, iterations, _ = lax.while_loop(unfinished, step, varying(begin, G))
 
     def lacking(z):
         """What each loss lacks of its share, relative to it, without the ridge."""

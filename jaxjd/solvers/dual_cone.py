@@ -15,6 +15,7 @@ from jaxjd._checks import (
     check_number,
 )
 from jaxjd._numerics import add_noise, matmul, normalise_and_regularise, unit_diagonal
+from jaxjd._sharding import replicated, rows_apart
 from jaxjd.solvers._apg import apg
 from jaxjd.solvers._certificate import (
     Certificate,
@@ -128,12 +129,20 @@ def project_dual_cone(
         None if eps is None else jnp.asarray(eps).astype(G.dtype)
         for eps in (noise_eps, norm_eps, reg_eps)
     )
-    weights, solved = project_rows(
-        u, G, initial, *options, method=method, max_iterations=max_iterations
-    )
-    proof = _certify_rows(solved)
-    proof = Certificate(*(a if a.ndim == 0 else a.reshape(shape[:-1]) for a in proof))
-    return DualConeProjection(weights.reshape(shape), proof)
+
+    def project(rows, shared):
+        (u, initial), (G, *options) = rows, shared
+        weights, solved = project_rows(
+            u, G, initial, *options, method=method, max_iterations=max_iterations
+        )
+        return weights, _certify_rows(solved)
+
+    weights, proof = rows_apart(project, (u, initial), (G, *options), len(u))
+    if len(shape) != 2:
+        weights, proof = replicated((weights, proof))
+        fields = (a if a.ndim == 0 else a.reshape(shape[:-1]) for a in proof)
+        weights, proof = weights.reshape(shape), Certificate(*fields)
+    return DualConeProjection(weights, proof)
 
 
 class Solved(NamedTuple):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_gramian, check_max_iterations
 from jaxjd._numerics import matmul, unit_diagonal
+from jaxjd._sharding import on_every_device
 from jaxjd.solvers._certificate import (
     Certificate,
     certificate,
@@ -31,6 +32,7 @@ class LeastDistance(NamedTuple):
     Infinite if the gradients have no common descent direction."""
 
 
+@on_every_device
 def least_distance(
     gramian: Float[Array, "m m"],
     levels: Float[Array, " m"],

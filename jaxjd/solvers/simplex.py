@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, check_max_iterations
 from jaxjd._numerics import matmul, unit_diagonal
+from jaxjd._sharding import on_every_device
 from jaxjd.solvers._certificate import Certificate, certificate, rounding
 from jaxjd.solvers.least_distance import Step, find_step, relative_residual
 
@@ -22,6 +23,7 @@ class SimplexMinimum(NamedTuple):
     $\sum_j \alpha_j \|g_j\|$."""
 
 
+@on_every_device
 def minimise_on_simplex(
     gramian: Float[Array, "m m"],
     *,

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxjd._checks import check_choice, check_vector
 from jaxjd._numerics import finite_or_nan
+from jaxjd._sharding import on_every_device
 from jaxjd._typing import PerLoss
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._spectrum import Spectrum, spectrum
@@ -55,7 +56,7 @@ def aligned_mtl(
         # Eigenvectors are zero for missing losses only to rounding.
         return finite_or_nan(gramian, jnp.where(mask, weights, 0))
 
-    return stateless(aligned_mtl_weights)
+    return stateless(on_every_device(aligned_mtl_weights))
 
 
 def chosen_scale(of_gramian: Spectrum, scale_mode: str) -> Float[Array, ""]:

@@ -3,6 +3,7 @@
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_number, check_vector
+from jaxjd._sharding import on_every_device
 from jaxjd._typing import PerLoss
 from jaxjd.solvers import maximise_on_ball
 from jaxjd.weighting._certified import certified
@@ -52,4 +53,4 @@ def cagrad(
         best = maximise_on_ball(gramian, centre, c, mask=mask)
         return centre + best.solution, state, best.certificate
 
-    return certified(cagrad_weights, certificate=certificate)
+    return certified(on_every_device(cagrad_weights), certificate=certificate)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxjd._checks import check_choice, check_integer, check_vector
 from jaxjd._numerics import finite_or_nan, matmul, unit_diagonal
+from jaxjd._sharding import on_every_device
 from jaxjd._typing import PerLoss
 from jaxjd.weighting._preference import preference_or_mean
 from jaxjd.weighting._spectrum import spectrum
@@ -74,7 +75,7 @@ def conflict_free(
         weights = jnp.where(zero, 0, multiple * v * scaled.inverse_norms)
         return finite_or_nan(gramian, weights)
 
-    return stateless(conflict_free_weights)
+    return stateless(on_every_device(conflict_free_weights))
 
 
 def lengths_of(

@@ -3,6 +3,7 @@
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_number
+from jaxjd._sharding import on_every_device
 from jaxjd.solvers import bargain
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
@@ -37,4 +38,4 @@ def fairgrad(
         solved = bargain(gramian, alpha=alpha, mask=mask)
         return solved.solution, state, solved.certificate
 
-    return certified(fairgrad_weights, certificate=certificate)
+    return certified(on_every_device(fairgrad_weights), certificate=certificate)

@@ -15,6 +15,7 @@ from jaxjd._checks import (
     known,
 )
 from jaxjd._numerics import like, matmul, root, unit_diagonal
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.weighting._permutations import row_permutations
 from jaxjd.weighting._weighting import Weighting, stateful
 
@@ -90,7 +91,7 @@ def gradvac(
         )
         return chosen, GradVacState(targets, key)
 
-    return stateful(init, weights)
+    return stateful(init, on_every_device(weights))
 
 
 @jax.jit
@@ -132,7 +133,9 @@ def gradvac_weights(
         ), None
 
     start = jnp.eye(gramian.shape[0], dtype=gramian.dtype), scaled.C, targets
-    (coefficients, _, targets), _ = lax.scan(meet, start, permutations.T)
+    (coefficients, _, targets), _ = lax.scan(
+        meet, varying(start, gramian), permutations.T
+    )
     # Back from unit gradients. A zero gradient keeps the weight 1.
     norms = jnp.where(nonzero, scaled.norms, 1)
     weights = matmul(norms, coefficients) / norms

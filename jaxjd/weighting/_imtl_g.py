@@ -6,6 +6,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._numerics import finite_or_nan, unit_diagonal
+from jaxjd._sharding import on_every_device
 from jaxjd.weighting._spectrum import cutoff, spectrum
 from jaxjd.weighting._weighting import Weighting, stateless
 
@@ -27,7 +28,7 @@ def imtl_g() -> Weighting:
     3.1, gradient balance; Quinton & Rey (2024), arXiv:2406.16232, who generalise it to
     dependent gradients.
     """
-    return stateless(imtl_g_weights)
+    return stateless(on_every_device(imtl_g_weights))
 
 
 @jax.jit

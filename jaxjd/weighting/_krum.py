@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_integer
 from jaxjd._numerics import finite_or_nan
+from jaxjd._sharding import on_every_device
 from jaxjd._sorting import sort
 from jaxjd.weighting._weighting import Weighting, stateless
 
@@ -48,7 +49,7 @@ def krum(
             )
         return finite_or_nan(gramian, krum_weights(gramian, mask, byzantine, selected))
 
-    return stateless(weights)
+    return stateless(on_every_device(weights))
 
 
 def krum_weights(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_integer, known
 from jaxjd._numerics import finite_or_nan, matmul
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers import minimise_on_simplex
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._mean import mean_weights
@@ -47,7 +48,7 @@ def mgda(
             found = minimise_on_simplex(gramian, mask=mask)
             return found.solution, state, found.certificate
 
-        return certified(mgda_weights, certificate=certificate)
+        return certified(on_every_device(mgda_weights), certificate=certificate)
 
     steps = known(
         "frank_wolfe_steps",
@@ -58,7 +59,9 @@ def mgda(
             "`certificate` must be False if `frank_wolfe_steps` is given: these steps "
             "have no certificate."
         )
-    return stateless(lambda gramian, mask: _frank_wolfe(gramian, mask, steps))
+    return stateless(
+        on_every_device(lambda gramian, mask: _frank_wolfe(gramian, mask, steps))
+    )
 
 
 class _Walk(NamedTuple):
@@ -104,11 +107,12 @@ def _derivative(steps, primals, tangents):
 
 
 def _start(gramian: Float[Array, "m m"], mask: Bool[Array, " m"]) -> _Walk:
-    return _Walk(
+    start = _Walk(
         mean_weights(gramian, mask),
         jnp.zeros((), jnp.int32),
         jnp.ones((), gramian.dtype),
     )
+    return varying(start, gramian)
 
 
 def _long(walk: _Walk) -> Bool[Array, ""]:

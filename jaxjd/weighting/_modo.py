@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxjd._checks import check_integer, check_num_losses, check_number, known
 from jaxjd._numerics import like, matmul
+from jaxjd._sharding import on_every_device
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
 from jaxjd.weighting._weighting import Weighting, stateful
@@ -74,4 +75,4 @@ def modo(
         w = project_onto_simplex(w - like(gamma, w) * gradient, mask)
         return w, MoDoState(jnp.where(mask, share * w, old))
 
-    return of_cross_gramian("modo", stateful(init, weights))
+    return of_cross_gramian("modo", stateful(init, on_every_device(weights)))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxjd._checks import check_integer, check_num_losses, check_number, known
 from jaxjd._numerics import like, matmul, root
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers import bargain
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
@@ -74,7 +75,9 @@ def nash_mtl(
             return jax.tree.map(like, found, (state.weights, last))
 
         due = state.count % period == 0
-        chosen, proof = lax.cond(due, solve, lambda: (state.weights, last))
+        chosen, proof = lax.cond(
+            due, solve, lambda: varying((state.weights, last), gramian)
+        )
         weights = jnp.where(mask, chosen.astype(gramian.dtype), 0)
         limit = like(checked, gramian)
         norm = root(jnp.vdot(weights, matmul(gramian, weights)))
@@ -84,4 +87,6 @@ def nash_mtl(
         return weights, NashMTLState(chosen, state.count + 1), proof
 
     # Outside of any `jit`, the `cond` would be compiled anew at each step.
-    return certified(jax.jit(nash_mtl_weights), init=init, certificate=certificate)
+    return certified(
+        on_every_device(jax.jit(nash_mtl_weights)), init=init, certificate=certificate
+    )

@@ -16,6 +16,7 @@ from jaxjd._checks import (
     known,
 )
 from jaxjd._numerics import like, matmul, root
+from jaxjd._sharding import on_every_device
 from jaxjd.solvers import least_distance
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._weighting import Weighting
@@ -111,7 +112,7 @@ def pcd(
         weights = weights * scales * root(ratio)
         return weights, PCDState(average, counts), shortest.certificate
 
-    return certified(pcd_weights, init=init, certificate=certificate)
+    return certified(on_every_device(pcd_weights), init=init, certificate=certificate)
 
 
 def check_fractions(

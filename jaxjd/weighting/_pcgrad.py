@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxjd._checks import check_key
+from jaxjd._sharding import on_every_device, varying
 from jaxjd.weighting._permutations import row_permutations
 from jaxjd.weighting._weighting import Weighting, stateful
 
@@ -44,7 +45,7 @@ def pcgrad(key: int | Key[Array, ""] = 0) -> Weighting:
         orders = row_permutations(now, gramian.shape[0])
         return pcgrad_weights(gramian, mask, orders), PCGradState(key)
 
-    return stateful(lambda: PCGradState(start), weights)
+    return stateful(lambda: PCGradState(start), on_every_device(weights))
 
 
 @jax.jit
@@ -66,5 +67,5 @@ def pcgrad_weights(
         return coefficients.at[own, others].add(-part), None
 
     start = jnp.eye(gramian.shape[0], dtype=gramian.dtype)
-    coefficients, _ = lax.scan(meet, start, permutations.T)
+    coefficients, _ = lax.scan(meet, varying(start, gramian), permutations.T)
     return jnp.where(mask, coefficients.sum(axis=0), 0)

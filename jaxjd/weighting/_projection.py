@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_integer, check_num_losses, known
+from jaxjd._sharding import replicated
 from jaxjd.solvers import project_dual_cone
 from jaxjd.solvers.dual_cone import check_regularisation
 from jaxjd.weighting._certified import certified
@@ -79,6 +80,6 @@ def projection(
         if warm_start:
             state = ProjectionState(projected.solution)
         weights = projected.solution.reshape(-1, gramian.shape[0]).sum(axis=0)
-        return weights, state, projected.certificate
+        return replicated(weights), state, projected.certificate
 
     return certified(solve, init=init, certificate=certificate)

@@ -15,6 +15,7 @@ from jaxjd._checks import (
     known,
 )
 from jaxjd._numerics import like, matmul, root
+from jaxjd._sharding import on_every_device, varying
 from jaxjd._typing import PerLoss
 from jaxjd.weighting._cross_gramian import of_cross_gramian
 from jaxjd.weighting._preference import preference_or_mean
@@ -107,9 +108,12 @@ def sdmgrad(
 
         old = state.weights.astype(A.dtype)
         w, share = share_of_present(old, mask)
-        w, _ = lax.fori_loop(0, steps, step, (w, jnp.zeros_like(w)))
+        start = varying((w, jnp.zeros_like(w)), A)
+        w, _ = lax.fori_loop(0, steps, step, start)
         kept = SDMGradState(jnp.where(mask, share * w, old))
         return (w + pull * preferred) / (1 + pull), kept
 
     # Outside of any `jit`, the loop would be compiled anew at each step.
-    return of_cross_gramian("sdmgrad", stateful(init, jax.jit(weights)))
+    return of_cross_gramian(
+        "sdmgrad", stateful(init, on_every_device(jax.jit(weights)))
+    )

@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_choice, check_gramian, present_only
+from jaxjd._sharding import spread_like
 
 State = TypeVar("State")
 Part = Literal["gramian", "diagonal", "shape"]
@@ -172,7 +173,7 @@ def keep_unless(replace: Bool[Array, ""], new: State, old: State) -> State:
     def choose(new, old):
         if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             new = new.astype(old.dtype)
-        return jnp.where(replace, new, old)
+        return jnp.where(replace, spread_like(new, jax.typeof(old)), old)
 
     return jax.tree.map(choose, new, old)
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from jaxtyping import Array
 
+from jaxjd.engine._convolutions import check_rules
 from jaxjd.engine.structured._backward import both_passes
 from jaxjd.engine.structured._chunks import StructuredChunks as StructuredChunks
 from jaxjd.engine.structured._contraction import Choice as Choice
@@ -44,13 +45,24 @@ def structured(
     - `chunk_size`: the activations of how many losses may be in memory at once. Those
       of one example always are. By default all.
 
+    **Raises:** as [`check_rules`][].
+
     **Returns:** the Jacobian, and what `LossFunction.all_outputs` returns. It comes
     from the forward pass that the Jacobian needs, which is so made only once.
     """
     inputs, function = list(inputs), plan.function
+    check_rules(plan.direct, inputs)
     m = function.num_losses(inputs)
     if chunk_size is not None and chunk_size < m and function.axes is not None:
         jacobian = StructuredChunks(inputs, function, plan.argnums, chunk_size, plan)
         return jacobian, function.all_outputs(inputs)
     outputs, passes = both_passes(plan, inputs)
     return Structured(inputs, passes, plan, plan.argnums), outputs
+
+
+def rows_by_chunks(
+    plan: Plan, inputs: Sequence[Array], chunk_size: int | None
+) -> StructuredChunks:
+    """The operator that forms rows as the structured one does, and keeps nothing."""
+    check_rules(plan.direct, inputs)
+    return StructuredChunks(list(inputs), plan.function, plan.argnums, chunk_size, plan)

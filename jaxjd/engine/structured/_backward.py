@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxjd._sharding import varying, zeros_like
 from jaxjd.engine import _pieces, _repeats
+from jaxjd.engine.dense import concatenated_rows
 from jaxjd.engine.structured._plan import Plan, walk_through
 from jaxjd.engine.structured._walk import Walk, perturb
 
@@ -77,11 +79,9 @@ def both_passes(
             values = function.leaves(losses), others
             return function.vectors(losses), (values, recorded)
 
-        zeros = [
-            jnp.zeros(u.perturbation.shape, u.perturbation.dtype) for u in plan.uses
-        ]
+        zeros = [zeros_like(use.perturbation) for use in plan.uses]
         direct = {n: jnp.zeros_like(inputs[n]) for n in plan.direct}
-        point = zeros, direct
+        point = varying((zeros, direct), inputs)
         # The walk is written down, so that layers that repeat are linearised once.
         closed, shape = jax.make_jaxpr(walked, return_shape=True)(point, inputs)
         structure = jax.tree.structure(shape)
@@ -122,13 +122,13 @@ def _joined(
     leaves, structure = jax.tree.flatten(point)
     joined, reached = [], []
     for n, leaf in enumerate(leaves):
-        parts, held, first = [jnp.zeros((0, *leaf.shape), leaf.dtype)], [], 0
+        parts, held, first = [], [], 0
         for piece, size in zip(rows, sizes, strict=True):
             found = piece[n]
             if found is not None:
                 parts.append(found)
                 held.extend(range(first, first + size))
             first += size
-        joined.append(jnp.concatenate(parts) if len(parts) != 2 else parts[1])
+        joined.append(concatenated_rows(parts, leaf))
         reached.append(tuple(held))
     return jax.tree.unflatten(structure, joined), reached

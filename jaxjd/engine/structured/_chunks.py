@@ -16,7 +16,7 @@ from jaxjd.engine._operator import Blocks
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured._backward import both_passes
 from jaxjd.engine.structured._groups import Point
-from jaxjd.engine.structured._jacobian import StructuredOperator
+from jaxjd.engine.structured._jacobian import Structured, StructuredOperator
 from jaxjd.engine.structured._plan import Plan
 
 
@@ -31,18 +31,28 @@ class StructuredChunks(StructuredOperator, Chunked):
 
     plan: Plan
 
-    def points(self) -> Blocks[Point]:
-        examples = self.function.num_examples(self.inputs)
-        assert examples is not None
+    def rows(self) -> list[Array]:
+        return self.rows_of_examples(self.inputs)
+
+    def rows_of_examples(self, inputs: list[Array]) -> list[Array]:
+        return self._kept(inputs).rows()
+
+    def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
         k = self.function.losses_per_call
-        size = max(1, self.block_size() // k)
+        kept = self._kept(self._examples_at(indices // k))
+        first = k * jnp.arange(len(indices), dtype=indices.dtype)
+        return kept.rows_at(first + indices % k)
+
+    def _kept(self, inputs: list[Array]) -> Structured:
+        _, passes = both_passes(self.plan, inputs)
+        return Structured(inputs, passes, self.plan, self.argnums)
+
+    def points(self) -> Blocks[Point]:
+        k, chunks = self.function.losses_per_call, self.chunks()
 
         def at(start: Int[Array, ""]) -> Point:
-            # The last chunk is filled up with the last example.
-            places = start // k + jnp.arange(size, dtype=start.dtype)
-            indices = jnp.minimum(places, examples - 1)
-            inputs = self._examples_at(indices)
+            inputs = chunks.at(start // (chunks.size * k))
             _, passes = both_passes(self.plan, inputs)
-            return Point(self.plan, inputs, passes, self.argnums, size, k)
+            return Point(self.plan, inputs, passes, self.argnums, chunks.size, k)
 
-        return Blocks(self.num_rows, size * k, at)
+        return Blocks(self.num_rows, chunks.size * k, at, together=k)

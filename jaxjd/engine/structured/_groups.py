@@ -3,15 +3,25 @@
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import accumulation_dtype
+from jaxjd._sharding import (
+    as_examples,
+    automatically,
+    flat_rows,
+    mesh_of,
+    spec_of,
+    spread,
+)
 from jaxjd.engine import _products
+from jaxjd.engine.dense import with_examples_joined
 from jaxjd.engine.structured import _contraction, _use
 from jaxjd.engine.structured._backward import Pass
 from jaxjd.engine.structured._contraction import Contraction, Factors
@@ -55,18 +65,40 @@ def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
     """
     dtype = accumulation_dtype(*[left.inputs[i] for i in left.leaves])
     total = jnp.zeros((left.num_rows, right.num_rows), dtype)
+    # On a mesh, rows of the same losses are multiplied together, which takes one sum
+    # over devices.
+    on_mesh = mesh_of(left.passes) is not None
+    formed: dict[tuple[int, ...], tuple[list[Array], list[Array]]] = {}
     for groups in left.plan.groups_of(left.leaves):
         x, losses = of_losses(left, groups)
         y = x if right is left else of_losses(right, groups)[0]
         if not losses:
             continue
+        if on_mesh and contraction(x, groups) == "rows":
+            rows = formed.setdefault(losses, ([], []))
+            rows[0].extend(formed_rows(x, groups))
+            rows[1].extend(
+                rows[0][len(rows[1]) :] if y is x else formed_rows(y, groups)
+            )
+            continue
         found = products(x, y, groups).astype(dtype)
-        if found.shape == total.shape:
-            total += found
-        else:
-            places = rows_of(left, losses), rows_of(right, losses)
-            total = total.at[np.ix_(*places)].add(found)
+        total = _added(total, found, rows_of(left, losses), rows_of(right, losses))
+    for losses, (rows, others) in formed.items():
+        others = rows if right is left else others
+        found = _products.products(rows, others).astype(dtype)
+        total = _added(total, found, rows_of(left, losses), rows_of(right, losses))
     return total
+
+
+def _added(
+    total: Float[Array, "m k"],
+    found: Float[Array, "a b"],
+    rows: Int[np.ndarray, " a"],
+    columns: Int[np.ndarray, " b"],
+) -> Float[Array, "m k"]:
+    if found.shape == total.shape:
+        return total + found
+    return total.at[np.ix_(rows, columns)].add(found)
 
 
 def products_across_plans(left: Point, right: Point) -> Float[Array, "a b"]:
@@ -85,9 +117,9 @@ def products_across_plans(left: Point, right: Point) -> Float[Array, "a b"]:
         if way == "rows":
             found = _products.products([x.rows()], [y.rows()])
         else:
-            factors = [_factors(of.point, of.group.uses) for of in (x, y)]
-            found = _contraction.PRODUCTS[way](*factors)
-        total = total.at[np.ix_(x.places, y.places)].add(found.astype(dtype))
+            pairs = [(of.point, [of.group]) for of in (x, y)]
+            found = _with_factors(_contraction.PRODUCTS[way], *pairs)
+        total = _added(total, found.astype(dtype), x.places, y.places)
     return total
 
 
@@ -132,8 +164,10 @@ def squared_norms(point: Point) -> Float[Array, " a"]:
         if not losses:
             continue
         if groups[0].uniform:
-            factors = _factors_of(some, groups)
-            found = _contraction.squared_norms(factors, groups[0].choice)
+            squared_norms_of = partial(
+                _contraction.squared_norms, choice=groups[0].choice
+            )
+            found = _with_factors(squared_norms_of, (some, groups))
         else:
             found = _products.squared_norms(list(gradients(some, groups[0]).values()))
         found = found.astype(dtype)
@@ -158,7 +192,11 @@ def of_losses(point: Point, groups: Sequence[Group]) -> tuple[Point, tuple[int, 
         shape = list(array.shape)
         shape[axis] = len(losses)
         places = (slice(None),) * axis + (np.searchsorted(losses, held),)
-        return jnp.zeros(shape, array.dtype).at[places].set(array)
+        return automatically(
+            lambda array: jnp.zeros(shape, array.dtype).at[places].set(array),
+            array,
+            spec=spec_of(jax.typeof(array)),
+        )
 
     cotangents, direct = list(passes.cotangents), {}
     for n in uses:
@@ -189,33 +227,49 @@ def products(left: Point, right: Point, groups: Sequence[Group]) -> Float[Array,
     """Inner products of the gradients of groups at one point with those at another."""
     way = contraction(left, groups)
     if way != "rows":
-        factors = _factors_of(left, groups)
-        others = factors if right is left else _factors_of(right, groups)
-        return _contraction.PRODUCTS[way](factors, others)
+        multiply = _contraction.PRODUCTS[way]
+        if right is left:
+            return _with_factors(lambda x: multiply(x, x), (left, groups))
+        return _with_factors(multiply, (left, groups), (right, groups))
     if groups[0].uniform and right is left:
         return _of_parts(_products.gramian, _factors_of(left, groups))
+    x = formed_rows(left, groups)
+    y = x if right is left else formed_rows(right, groups)
+    return _products.products(x, y)
+
+
+def formed_rows(point: Point, groups: Sequence[Group]) -> list[Float[Array, "r ..."]]:
+    """The gradients of groups that share a left factor, in any layout."""
     if groups[0].uniform:
-        x, y = [_blocks(left, groups)], [_blocks(right, groups)]
+        rows = [_blocks(point, groups)]
     else:
         (group,) = groups
-        x = list(gradients(left, group).values())
-        y = x if right is left else list(gradients(right, group).values())
-    return _products.products(x, y)
+        rows = list(gradients(point, group).values())
+    if point.plan.function.axes is None:
+        return rows
+    return [flat_rows(as_examples(leaf)) for leaf in rows]
 
 
 def gradients(point: Point, group: Group) -> dict[int, Float[Array, "mk ..."]]:
     """The gradients themselves, float32 or wider, per parameter."""
 
     def of_uses(same: Sequence[int]) -> Array:
-        factors = _contraction.joined([_factors_of_use(point, n) for n in same])
-        return _use.gradients(_use.action(point.plan.uses[same[0]]), factors)
+        action = _use.action(point.plan.uses[same[0]])
+
+        def formed(passes: Pass) -> Array:
+            at = point._replace(passes=passes)
+            factors = [_factors_of_use(at, n) for n in same]
+            return _use.gradients(action, _contraction.joined(factors))
+
+        spec = PartitionSpec(_where_examples(point), *_spec_of_node(point, same[0]))
+        return automatically(formed, point.passes, spec=spec)
 
     def of_node(uses: Sequence[int]) -> Array:
         forms = _by(uses, lambda n: form(point.plan.uses[n]))
         return _sum(of_uses(same) for same in forms)
 
     direct = {
-        leaf: x.reshape(-1, *x.shape[2:]).astype(accumulation_dtype(x))
+        leaf: with_examples_joined(x).astype(accumulation_dtype(x))
         for leaf, x in point.passes.direct.items()
     }
     of_nodes = [of_node(uses) for uses in _by_node(point, group)]
@@ -231,14 +285,20 @@ def combination(
         for group in groups:
             combined |= _weighted_gradients(point, group, weights)
     elif groups[0].uniform:
-        combine = partial(_products.combine_parts, weights.ravel())
-        all_outputs = _of_parts(combine, _factors_of(point, groups))
-        first = 0
-        for group in groups:
-            use = point.plan.uses[group.uses[0]]
-            outputs = all_outputs[..., first : first + use.bilinear.sizes.o]
-            first += use.bilinear.sizes.o
-            gradient = _use.gradient(_use.action(use), outputs)
+        uses = [group.uses[0] for group in groups]
+        sizes = [point.plan.uses[n].bilinear.sizes for n in uses]
+
+        def of_rows(weights: Array, passes: Pass) -> list[Array]:
+            factors = _factors_of(point._replace(passes=passes), groups)
+            combine = partial(_products.combine_parts, weights.ravel())
+            outputs = _of_parts(combine, factors)
+            split = jnp.split(outputs, np.cumsum([x.o for x in sizes])[:-1], axis=-1)
+            actions = [_use.action(point.plan.uses[n]) for n in uses]
+            return [_use.gradient(a, x) for a, x in zip(actions, split, strict=True)]
+
+        specs = [_spec_of_node(point, n) for n in uses]
+        found = automatically(of_rows, weights, point.passes, spec=specs)
+        for group, gradient in zip(groups, found, strict=True):
             combined |= _to_leaves(point, group, [gradient], {}, lambda pull: pull)
     else:
         formed = gradients(point, groups[0])
@@ -277,6 +337,38 @@ def _factors_of_use(point: Point, n: int) -> Factors:
     return _use.factors(_use.action(use), recorded, point.passes.cotangents[n])
 
 
+def _with_factors(
+    function: Callable[..., Array], *at: tuple[Point, Sequence[Group]]
+) -> Array:
+    """A function of the factors of groups that share a left one, at each point."""
+
+    def of_passes(*passes: Pass) -> Array:
+        current = zip(at, passes, strict=True)
+        return function(
+            *[
+                _factors_of(x._replace(passes=own), groups)
+                for (x, groups), own in current
+            ]
+        )
+
+    return automatically(of_passes, *[point.passes for point, _ in at])
+
+
+def _where_examples(point: Point) -> Any:
+    """The axes of the mesh that the examples are spread over, as types say it."""
+    for x, axis in zip(point.inputs, point.plan.function.axes or (), strict=False):
+        if axis is not None:
+            return spec_of(jax.typeof(x))[axis]
+    return None
+
+
+def _spec_of_node(point: Point, use: int) -> PartitionSpec:
+    """How the gradient of one use is spread, as types say it."""
+    action = _use.action(point.plan.uses[use])
+    aval = action.jaxpr.eqns[0].invars[action.operand].aval
+    return PartitionSpec(*[None] * len(action.lengths), *spec_of(aval))
+
+
 def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
     """Groups that share a left factor, as one."""
     factors = [_factors(point, group.uses) for group in groups]
@@ -285,8 +377,15 @@ def _factors_of(point: Point, groups: Sequence[Group]) -> Factors:
 
 def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
     """The rows of groups that share a left factor, the outputs of all together."""
-    blocks = _contraction.gradients(_factors_of(point, groups))
-    return blocks.reshape(point.num_rows, *blocks.shape[2:])
+
+    def formed(passes: Pass) -> Array:
+        factors = _factors_of(point._replace(passes=passes), groups)
+        blocks = _contraction.gradients(factors)
+        return blocks.reshape(point.num_rows, *blocks.shape[2:])
+
+    where = _where_examples(point)
+    spec = PartitionSpec(where, None, None, None)
+    return automatically(formed, point.passes, spec=spec)
 
 
 def _of_parts(
@@ -363,6 +462,18 @@ def _by_node(point: Point, group: Group) -> list[list[int]]:
 
 def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Array:
     """The weighted sum over the losses of each example, in the cotangent's dtype."""
+    weights = spread(weights, PartitionSpec(), mesh_of(cotangent))
+    return automatically(
+        lambda weights, cotangent: _weighted_on_devices(weights, cotangent, depth),
+        weights,
+        cotangent,
+        spec=PartitionSpec(*spec_of(jax.typeof(cotangent))[1:]),
+    )
+
+
+def _weighted_on_devices(
+    weights: Float[Array, "m k"], cotangent: Array, depth: int
+) -> Array:
     m, k = weights.shape
     if m == 1:  # As a product: on a CPU, XLA is slow to add along the first axis.
         return _products.combine(weights[0], [cotangent])[0]
@@ -372,7 +483,7 @@ def _weighted(weights: Float[Array, "m k"], cotangent: Array, depth: int) -> Arr
 
 
 def _weighted_sum(weights: Float[Array, "m k"], gradients: Array) -> Array:
-    rows = gradients.reshape(-1, *gradients.shape[2:])
+    rows = with_examples_joined(gradients)
     return _products.combine(weights.ravel(), [rows])[0]
 
 

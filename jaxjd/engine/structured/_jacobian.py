@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxjd._sharding import zeros_like
 from jaxjd.engine._operator import Blocks, Operator, by_blocks, products_by_blocks
 from jaxjd.engine.chunked import Chunked
+from jaxjd.engine.dense import taken_along, taken_at, with_zeros
 from jaxjd.engine.structured import _groups
 from jaxjd.engine.structured._backward import Pass, both_passes
 from jaxjd.engine.structured._groups import Point
@@ -83,25 +85,26 @@ class Structured(StructuredOperator):
     def rows_at(self, indices: Int[Array, " b"]) -> list[Array]:
         k = self.plan.function.losses_per_call
         if any(len(held) < k for held in self.passes.reached):
-            return [leaf[indices] for leaf in self.rows()]
+            return [taken_at(leaf, (indices,)) for leaf in self.rows()]
         # As if each row had an example of its own, with this one loss.
         example, loss = indices // k, indices % k
 
         def taken(cotangent, depth):
             examples_second = jnp.moveaxis(cotangent, 1 + depth, 1)
-            return jnp.moveaxis(examples_second[loss, example][None], 1, 1 + depth)
+            found = taken_at(examples_second, (loss, example))[None]
+            return jnp.moveaxis(found, 1, 1 + depth)
 
         depths = [len(use.levels) for use in self.plan.uses]
         kept = self.passes
         passes = Pass(
             [
-                jnp.take(x, example, depth)
+                taken_along(x, example, depth)
                 for x, depth in zip(
                     kept.recorded, self.plan.recorded_depths, strict=True
                 )
             ],
             [taken(x, depth) for x, depth in zip(kept.cotangents, depths, strict=True)],
-            {n: x[example, loss][:, None] for n, x in kept.direct.items()},
+            {n: taken_at(x, (example, loss))[:, None] for n, x in kept.direct.items()},
             ((0,),) * len(kept.reached),
         )
         return self._rows_of(
@@ -166,12 +169,11 @@ class Structured(StructuredOperator):
                 for leaf, rows in _groups.gradients(some, group).items():
                     found[leaf] = rows
                     if len(places) < point.num_rows:
-                        zeros = jnp.zeros((point.num_rows, *rows.shape[1:]), rows.dtype)
-                        found[leaf] = zeros.at[places].set(rows)
+                        found[leaf] = with_zeros(rows, places, point.num_rows)
         return [
             found[i].astype(dtype)
             if i in found
-            else jnp.zeros((point.num_rows, *self.inputs[i].shape), dtype)
+            else zeros_like(jax.typeof(self.inputs[i]), (point.num_rows,)).astype(dtype)
             for i, dtype in zip(self.argnums, self.dtypes, strict=True)
         ]
 

@@ -158,6 +158,8 @@ ISOMETRIES = {
     "copy",
     "copy_p",
     "sharding_constraint",
+    "reshard",
+    "mesh_cast",
 }
 
 

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxjd._sharding import varying, zeros_like
 from jaxjd.engine import _jaxpr
 from jaxjd.engine.structured import _contraction
 from jaxjd.engine.structured._contraction import Factors
@@ -124,6 +124,6 @@ def weighted_gradient(
     for sliced in (False, *reversed(action.sliced)):
         apply = jax.vmap(apply, (0 if sliced else None, *[0] * len(recorded)))
     aval = action.jaxpr.eqns[0].invars[action.operand].aval
-    zero = jnp.zeros((*action.lengths, *aval.shape), aval.dtype)
-    _, pullback = jax.vjp(lambda node: apply(node, *recorded), zero)
+    zeros = varying(zeros_like(aval, action.lengths), cotangent)
+    _, pullback = jax.vjp(lambda node: apply(node, *recorded), zeros)
     return pullback(cotangent)[0]

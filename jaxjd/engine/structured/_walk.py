@@ -36,10 +36,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jaxjd._sharding import abstract, explicit_spec, zeros_like
 from jaxjd.engine import _jaxpr
 from jaxjd.engine.structured import _node
 from jaxjd.engine.structured._node import Level, Node
@@ -222,7 +223,7 @@ class Walk:
         assert node is not None
         (result,) = self.evaluate(jaxpr, eqn, [v.array for v in operands])
         shape = (*(level.length for level in self.levels), *result.shape)
-        perturbation = jax.ShapeDtypeStruct(shape, result.dtype)
+        perturbation = abstract(shape, typeof(result))
         others = [v for n, v in enumerate(operands) if n != places[0]]
         use = Use(
             jaxpr,
@@ -290,8 +291,7 @@ class Walk:
         """
         first = len(self.recorded)
         self.recorded.extend(
-            jax.ShapeDtypeStruct((*lengths, *x.shape), x.dtype)
-            for x in findings.recorded
+            abstract((*lengths, *x.shape), typeof(x)) for x in findings.recorded
         )
         uses = [
             dataclasses.replace(use, others=tuple(first + n for n in use.others))
@@ -369,7 +369,7 @@ class Walk:
             (value.array, None if copy is value.array else copy)
             for value, copy in zip(scanned, copies, strict=True)
         ]
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), slices)
+        one = jax.tree.map(slice_of, slices)
         findings = explore(step, levels, first, one)
         place = len(self.recorded)
         perturbations = self.enter_body(findings, (level.length,))
@@ -418,7 +418,7 @@ class Walk:
             # cotangent, for those not taken.
             def taken():
                 everything = [
-                    [jnp.zeros(x.shape, x.dtype) for x in of_branch.recorded]
+                    [zeros_like(typeof(x)) for x in of_branch.recorded]
                     for of_branch in findings
                 ]
                 walk = Walk(perturbations[n], self.levels)
@@ -471,6 +471,21 @@ def explore(
     walk = Walk(levels=levels)
     body(walk, *operands)
     return Findings(walk.uses, walk.recorded, walk.direct)
+
+
+def typeof(value: Any) -> Any:
+    """The type of an array, or what stands for one in a first walk."""
+    return jax.typeof(value) if isinstance(value, jax.Array | np.ndarray) else value
+
+
+def slice_of(stacked: Any) -> jax.ShapeDtypeStruct:
+    """The type of what one iteration of a scan sees."""
+    aval = typeof(stacked)
+    spec = explicit_spec(aval)
+    if spec is None:
+        return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(*spec[1:]))
+    return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype, sharding=sharding)
 
 
 def constant(array: Any) -> Value:
