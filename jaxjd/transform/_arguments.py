@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxjd._typing import PyTree
@@ -42,7 +43,11 @@ def in_order(name: str, values: Any, jacobian: Jacobian) -> Any:
     **Raises:** `ValueError` if they come in a dict of other keys or shapes.
     """
     losses = jacobian._losses
-    if isinstance(values, Mapping) or jax.tree.structure(values) == losses.structure:
+    leaves, structure = jax.tree.flatten(values)
+    alike = structure == losses.structure
+    if alike and jax.tree_util.treedef_is_leaf(structure):
+        alike = jnp.shape(leaves[0]) == losses.shapes[0]
+    if alike or isinstance(values, Mapping):
         return losses.flatten(name, values)
     return values
 

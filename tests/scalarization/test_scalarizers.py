@@ -395,9 +395,7 @@ class TestErrors:
     @of_losses
     def test_another_number_of_losses(self, name):
         tx = registry.transformation(name, M)
-        with pytest.raises(
-            ValueError, match=r"`losses` must have shape \(4,\).*Got \[3"
-        ):
+        with pytest.raises(ValueError, match="`losses` must have one .* Got 3"):
             tx.update(ROWS, tx.init(ROWS[0]), ROWS[0], losses=LOSSES[:3])
         weighting = registry.weighting(name, M)
         with pytest.raises(ValueError, match="`losses` must have one .* Got 3"):
@@ -422,7 +420,7 @@ class TestErrors:
         tx = jaxjd.famo(num_losses=M)
         with pytest.raises(ValueError, match="`losses_after` must be given .* famo"):
             tx.update(ROWS, tx.init(ROWS[0]), ROWS[0], losses=LOSSES)
-        with pytest.raises(ValueError, match="`losses_after` must have shape"):
+        with pytest.raises(ValueError, match="`losses_after` must have one entry"):
             tx.update(ROWS, tx.init(ROWS[0]), ROWS[0], losses=LOSSES, losses_after=1.0)
 
     def test_gradnorm_without_norms(self):
