@@ -8,11 +8,13 @@ import sys
 
 import pytest
 
+from tests.xla import FLAGS
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(*command: str, devices: int = 8) -> str:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = FLAGS.replace("device_count=4", f"device_count={devices}")
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
