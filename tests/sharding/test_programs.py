@@ -27,6 +27,7 @@ def run(*command: str, devices: int = 8) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_program_of_the_docs():
     text = (ROOT / "docs" / "devices.md").read_text()
     (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.M)
