@@ -90,8 +90,8 @@ class LossFunction:
         """The losses as `fun` returns them, from their pieces."""
         rest, leaves = list(pieces), []
         for aval in self.loss_avals:
-            if rest[0].shape == aval.shape:
-                leaves.append(rest.pop(0))
+            if jnp.shape(rest[0]) == aval.shape:
+                leaves.append(jnp.asarray(rest.pop(0)))  # It may be a number.
                 continue
             flat = [jnp.ravel(rest.pop(0))]
             while sum(part.size for part in flat) < math.prod(aval.shape):
