@@ -4,6 +4,7 @@ Rows come as one array per parameter, [rows, *shape of the parameter].
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def contract(x: Array, y: Array, contracted: Axes, batch: Axes = ((), ())) -> Ar
     return jax.lax.platform_dependent(x, y, cpu=widened, default=product)
 
 
-@jax.jit
+@partial(jax.jit, inline=True)
 def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b"]:
     """Inner products of every row of `left` with every row of `right`.
 
@@ -70,7 +71,7 @@ def _of_all_entries(x: Float[Array, "a ..."], y: Float[Array, "b ..."]) -> Array
     return contract(x, y, ((1,), (1,)))
 
 
-@jax.jit
+@partial(jax.jit, inline=True)
 def gramian(parts: Sequence[Array]) -> Float[Array, "m m"]:
     """Inner products of all rows of some parts, whose upper triangle is computed."""
     sizes = [len(part) for part in parts]
@@ -85,7 +86,7 @@ def gramian(parts: Sequence[Array]) -> Float[Array, "m m"]:
     return symmetric(jnp.block(upper))
 
 
-@jax.jit
+@partial(jax.jit, inline=True)
 def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     """Squared Euclidean norms of the rows: the diagonal of `products(rows, rows)`."""
     dtype = accumulation_dtype(*rows)
@@ -97,7 +98,7 @@ def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     return sum_over_entries(of_entries, rows)
 
 
-@jax.jit
+@partial(jax.jit, inline=True)
 def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     """`Jᵀ w`, in the dtypes of the rows.
 
