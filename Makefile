@@ -19,7 +19,7 @@ PYTEST := -m pytest -n $(WORKERS)
 
 help:
 	@echo "make demo         train a CNN on MNIST by Jacobian descent (4 minutes)"
-	@echo "make test         lint, then the whole test suite (4 minutes)"
+	@echo "make test         lint, then the whole test suite (7 minutes)"
 	@echo "make test-slow    the exhaustive checks that 'make test' leaves out"
 	@echo "make test-oldest  the tests with the oldest supported JAX"
 	@echo "make test-newest  the tests with the newest JAX, on Python 3.13"

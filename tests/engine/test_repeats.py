@@ -108,6 +108,7 @@ def test_one_more_layer_adds_little():
     assert lines(12) - lines(11) <= 16
 
 
+@pytest.mark.slow
 def test_layers_are_compiled_once_outside_of_jit(caplog):
     """A function that is traced anew has layers equal to those of before."""
     x = normal(4, WIDTH)

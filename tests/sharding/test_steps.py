@@ -56,6 +56,7 @@ def test_every_step(kind, models, dtype):
     check(start(kind, models, layouts, methods, dtype), dtype)
 
 
+@pytest.mark.slow
 def test_two_processes():
     """Each with four devices, over gloo, as on two machines."""
     with socket.socket() as free:

@@ -22,26 +22,31 @@ def setting():
 
 
 def test_preferences_masks_and_weights_by_name():
-    params, jac = setting()
     order = sorted(PREFERENCE)
     in_order = jnp.asarray([PREFERENCE[name] for name in order])
     mask = {"pde": True, "initial": False, "boundary": True}
     present = jnp.asarray([mask[name] for name in order])
-    for named, plain in [
+    losses = {"pde": 1.0, "initial": 2.0, "boundary": 4.0}
+    flat = jnp.asarray([losses[name] for name in order])
+    pairs = [
         (jaxjd.upgrad(PREFERENCE), jaxjd.upgrad(in_order)),
         (jaxjd.constant(weights=PREFERENCE), jaxjd.constant(in_order)),
         (jaxjd.cagrad(preference=PREFERENCE), jaxjd.cagrad(preference=in_order)),
         (jaxjd.stch(0.5, preference=PREFERENCE), jaxjd.stch(0.5, preference=in_order)),
-    ]:
-        losses = {"pde": 1.0, "initial": 2.0, "boundary": 4.0}
-        flat = jnp.asarray([losses[name] for name in order])
-        found, _ = named.update(
-            jac, named.init(params), params, mask=mask, losses=losses
+    ]
+
+    @jax.jit
+    def updates(params, jac):
+        def update(tx, mask, losses):
+            state = tx.init(params)
+            return tx.update(jac, state, params, mask=mask, losses=losses)[0]
+
+        return (
+            [update(named, mask, losses) for named, _ in pairs],
+            [update(plain, present, flat) for _, plain in pairs],
         )
-        expected, _ = plain.update(
-            jac, plain.init(params), params, mask=present, losses=flat
-        )
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+    jax.tree.map(np.testing.assert_array_equal, *updates(*setting()))
 
 
 def test_every_link_that_takes_a_mask_takes_its_names():
