@@ -5,10 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import jaxjd
-import jaxjd.nnx
 from tests import models
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -139,6 +137,7 @@ def test_weights_that_need_no_gramian():
 
 def test_layers_of_an_nnx_model_inside_a_partition():
     """A group may hold the layers of a part of the model."""
+    nnx = pytest.importorskip("flax.nnx")
 
     class Model(nnx.Module):
         def __init__(self, rngs):
