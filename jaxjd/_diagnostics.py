@@ -10,16 +10,16 @@ from jaxjd._numerics import matmul, root, unit_diagonal
 
 
 class Diagnostics(NamedTuple):
-    r"""How m losses and an update along $-J^\top w$ get on with each other.
+    r"""What the Gramian and the weights of m losses say of a step along $-J^\top w$.
 
     - `weights`: $w$, [m].
     - `norms`: $\|g_i\|$ of the gradient of each loss, [m].
     - `cosines`: between the gradients, [m, m]; 0 for a gradient that is zero.
     - `conflicting`: the fraction of pairs of losses with a negative cosine, [].
-    - `agreement`: the cosine between the update and the gradient of each loss, [m]. The
-      update increases a loss, to first order, if it is negative.
+    - `agreement`: the cosine between $J^\top w$ and the gradient of each loss, [m]. If
+      it is negative, the step increases this loss, to first order.
     - `changes`: how each loss changes per unit of step size, $-(G w)_i$, [m].
-    - `cosine_to_mean`: between the update and the mean gradient, [].
+    - `cosine_to_mean`: between $J^\top w$ and the mean gradient, [].
     - `effective_losses`: $(\sum_i |w_i|)^2 / \sum_i w_i^2$, []: m for equal weights, 1
       if one loss has all the weight.
     - `entropy`: of the weights, as fractions of the sum of their sizes, in nats, [].
@@ -55,8 +55,8 @@ def diagnostics(
     - `mask`: [m] of bools, False for the losses that are missing. They count for
       nothing, neither in pairs nor in the mean.
 
-    **Returns:** [`jaxjd.Diagnostics`][], float32 or wider. What is divided by zero is
-    zero: no loss agrees with an update of length zero.
+    **Returns:** [`jaxjd.Diagnostics`][], float32 or wider. A cosine with a vector of
+    length zero is zero.
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
     numbers, or `weights` or `mask` do not have m entries.

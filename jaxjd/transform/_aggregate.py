@@ -23,7 +23,7 @@ from jaxjd.scalarization import Scalarizer
 from jaxjd.transform._arguments import check_extra_args, in_order
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._grouping import Grouping, check_group, groups_of
-from jaxjd.transform._parts import joined, parts_of
+from jaxjd.transform._parts import applied_to, joined, parts_of
 from jaxjd.transform._reuse import Computed, Reused, in_every
 from jaxjd.weighting import Weighting
 from jaxjd.weighting._weighting import Part
@@ -228,7 +228,7 @@ def aggregate(
             update, _, new, shown = computed(jacobian)
             return update, AggregateState(new, (), shown)
         # Their forward pass is that of the losses: outside of the branches.
-        vjps = [part.applied._backward() for part in split(jacobian)]
+        vjps = [own._backward() for own in applied_to(jacobian, params, group)]
         (update, _, new, shown), reused = in_every(
             every,
             state.reused,

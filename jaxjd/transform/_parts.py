@@ -46,14 +46,20 @@ def parts_of(
     if features is not None:
         chosen, vjp = jacobian._split(features)
         return [Part(chosen, jacobian, vjp)]
+    return [Part(own, own, own.vjp) for own in applied_to(jacobian, params, group)]
+
+
+def applied_to(
+    jacobian: Jacobian, params: optax.Params | None, group: Grouping | None
+) -> list[Jacobian]:
+    """What each vector of weights is applied to, wherever it comes from."""
     if group is None:
-        return [Part(jacobian, jacobian, jacobian.vjp)]
+        return [jacobian]
     structure = jax.tree.structure(needed(params))
-    parts = []
-    for belongs in groups_of(group, needed(params)).values():
-        own = jacobian.restrict(jax.tree.unflatten(structure, belongs))
-        parts.append(Part(own, own, own.vjp))
-    return parts
+    return [
+        jacobian.restrict(jax.tree.unflatten(structure, belongs))
+        for belongs in groups_of(group, needed(params)).values()
+    ]
 
 
 def joined(updates: Sequence[PyTree]) -> PyTree:

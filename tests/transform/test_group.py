@@ -73,15 +73,10 @@ def updates(params):
 
 def test_each_group_has_the_update_of_its_own_rows():
     params = parameters()
-    rows = jax.tree.leaves(jax.jacrev(losses)(params, X)["fit"])
-    rows = [
-        np.stack([np.ravel(a), np.ravel(b)])
-        for a, b in zip(
-            rows, jax.tree.leaves(jax.jacrev(losses)(params, X)["far"]), strict=True
-        )
-    ]
-    # In the order of the leaves of a dict, which is that of its sorted keys; and the
-    # rows in that of the losses: "far" before "fit".
+    jacobian = jax.jacrev(losses)(params, X)
+    # Losses and parameters in a dict come in the order of its sorted keys.
+    by_loss = [jax.tree.leaves(jacobian[loss]) for loss in ("far", "fit")]
+    rows = [np.stack(list(map(np.ravel, leaf))) for leaf in zip(*by_loss, strict=True)]
     names = ["decoder/b", "decoder/w", "encoder/b", "encoder/w", "heads/0", "heads/1"]
     for name, update in updates(params).items():
         labels = GROUPS[name.partition(",")[0]]
@@ -89,7 +84,7 @@ def test_each_group_has_the_update_of_its_own_rows():
         found = [np.ravel(leaf) for leaf in jax.tree.leaves(update)]
         for label in set(labels):
             group = [n for n, leaf in enumerate(names) if of[leaf] == label]
-            J = np.concatenate([rows[n][::-1] for n in group], axis=1)
+            J = np.concatenate([rows[n] for n in group], axis=1)
             weights = jaxjd.weighting.upgrad()(jnp.asarray(J @ J.T))
             expected = np.asarray(weights) @ J
             np.testing.assert_allclose(
