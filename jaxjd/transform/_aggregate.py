@@ -26,7 +26,7 @@ from jaxjd.transform._grouping import Grouping, check_group, groups_of
 from jaxjd.transform._parts import applied_to, joined, parts_of
 from jaxjd.transform._reuse import Computed, Reused, in_every
 from jaxjd.weighting import Weighting
-from jaxjd.weighting._weighting import Part
+from jaxjd.weighting._weighting import GramianPart
 
 P = ParamSpec("P")
 
@@ -291,7 +291,7 @@ def for_each(state: Any, groups: int) -> Any:
     return jax.tree.map(repeated, state)
 
 
-def part_of_gramian(jacobian: Jacobian, part: Part) -> Any:
+def part_of_gramian(jacobian: Jacobian, part: GramianPart) -> Any:
     """What a weighting reads of the Gramian. Nothing else is computed."""
     m = jacobian.num_losses
     if part == "diagonal":

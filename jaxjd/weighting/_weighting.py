@@ -27,7 +27,7 @@ from jaxjd._checks import check_choice, check_gramian, present_only
 from jaxjd._sharding import spread_like
 
 State = TypeVar("State")
-Part = Literal["gramian", "diagonal", "shape"]
+GramianPart = Literal["gramian", "diagonal", "shape"]
 
 
 class WeightingUpdate(Protocol):
@@ -66,10 +66,10 @@ class Weighting:
     # Not a NamedTuple, because `jax.jit(weighting)` needs weak references to it.
     init: Callable[[], Any]
     update: WeightingUpdate
-    reads: Part = "gramian"
+    reads: GramianPart = "gramian"
 
     def __post_init__(self) -> None:
-        check_choice("reads", self.reads, get_args(Part))
+        check_choice("reads", self.reads, get_args(GramianPart))
         if not isinstance(self.init, _Init):
             object.__setattr__(self, "init", _Init(self.init))
 
@@ -124,7 +124,7 @@ class _Init:
 def stateless(
     weights: Callable[[Float[Array, "m m"], Bool[Array, " m"]], Float[Array, " m"]],
     *,
-    reads: Part = "gramian",
+    reads: GramianPart = "gramian",
 ) -> Weighting:
     """Make a weighting from a function of a checked Gramian and a mask.
 
@@ -145,7 +145,7 @@ def stateful(
         tuple[Float[Array, " m"], State],
     ],
     *,
-    reads: Part = "gramian",
+    reads: GramianPart = "gramian",
 ) -> Weighting:
     """Make a weighting from a state and a function of a checked Gramian, a mask and it.
 
