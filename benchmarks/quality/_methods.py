@@ -123,7 +123,8 @@ FEW = (
 
 def of_problem(problem: Problem, everything: bool = False) -> dict[str, Method]:
     """The methods to run, the mean first."""
-    wanted = None if everything else problem.methods
+    every = everything and not problem.memoryless
+    wanted = None if every else problem.methods
     return {
         name: method
         for name, method in METHODS.items()

@@ -48,3 +48,5 @@ class Problem(NamedTuple):
     """Whether each method also has a run as long as the mean's."""
     methods: tuple[str, ...] | None = None
     """Those that are run by default. None for all."""
+    memoryless: bool = False
+    """Whether the others make no sense, because each step has other losses."""

@@ -55,6 +55,11 @@ def step_of(
     return step
 
 
+def cosine(rate: Float[Array, ""], steps: Int[Array, ""]) -> optax.Schedule:
+    """As `optax.cosine_decay_schedule`, which needs to know the steps beforehand."""
+    return lambda count: rate * (1 + jnp.cos(jnp.pi * count / steps)) / 2
+
+
 def mask_of_shared(labels: Any, params: Params) -> Any:
     return jax.tree.map(
         lambda shared, part: jax.tree.map(lambda _: shared, part),
@@ -75,8 +80,7 @@ def runs(problem: Problem, method: Method) -> Callable[..., dict[str, Array]]:
     ) -> dict[str, Float[Array, " stages"]]:
         of_params, of_batches = jax.random.split(key)
         params = problem.init(of_params)
-        schedule = optax.cosine_decay_schedule(1.0, STAGES * steps)
-        tx = optimizer(problem, method, lambda count: rate * schedule(count))
+        tx = optimizer(problem, method, cosine(rate, STAGES * steps))
         step = step_of(problem, method, tx)
 
         def batches(number: Int[Array, ""]) -> list[Batch]:
