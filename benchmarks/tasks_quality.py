@@ -3,8 +3,8 @@
     python -m benchmarks.tasks_quality [--only burgers,scales_unequal] [--all] [--again]
         [--methods mean,upgrad]
 
-Each method trains from 5 seeds with 4 learning rates of Adam, which decay to zero. The
-20 runs are one compiled program: `vmap` over seeds and rates, `fori_loop` over steps.
+Each method trains from 5 or 10 seeds with 4 learning rates of Adam, which decay to
+zero. The runs are one compiled program: `vmap` over seeds and rates, a loop over steps.
 For each method the rate with the best mean validation counts, and the tables show the
 mean and the standard deviation of the seeds on the test. The mean gradient has the same
 choice.
@@ -14,7 +14,7 @@ are compared seed by seed. One is "better" or "worse" if the 95% interval of its
 difference to the mean gradient, by Student's t, does not contain zero. With 30 methods
 in a table, expect about one of them to be called either by chance.
 
-The cost of a step is relative to the mean's, for the 20 runs at once. It is timed in
+The cost of a step is relative to the mean's, for all runs at once. It is timed in
 short runs right after the mean's. "In the time of the mean" are runs with fewer steps
 for methods whose steps cost more.
 
@@ -32,7 +32,7 @@ import jax
 from benchmarks._results import FOLDER
 from benchmarks._timing import machine
 from benchmarks.quality import PROBLEMS
-from benchmarks.quality._evaluation import SEEDS, compiled, evaluate
+from benchmarks.quality._evaluation import compiled, evaluate
 from benchmarks.quality._methods import METHODS, of_problem
 from benchmarks.quality._problem import Problem
 from benchmarks.quality._report import BASELINE, draw, read, write
@@ -50,7 +50,7 @@ def described(name: str, problem: Problem) -> dict[str, Any]:
         "num_losses": problem.num_losses,
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "steps": problem.steps,
-        "seeds": SEEDS,
+        "seeds": problem.seeds,
         "rates": list(problem.rates),
         "measures": {name: of._asdict() for name, of in problem.measures.items()},
     }
@@ -63,7 +63,7 @@ def measure(name: str, wanted: list[str] | None, everything: bool, again: bool) 
     old = read(FOLDER, name)
     if old is not None:
         compared = set(content) - {"machine"}
-        if again or any(old[key] != content[key] for key in compared):
+        if again or any(old.get(key) != content[key] for key in compared):
             old = None  # What it measured was another problem.
     content["rows"] = {} if old is None else old["rows"]
     if old is not None:

@@ -1,6 +1,5 @@
 """Measure one method on one problem: its results at the best rate, and its cost."""
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +12,8 @@ from benchmarks.quality._methods import Method
 from benchmarks.quality._problem import Problem
 from benchmarks.quality._training import STAGES, runs
 
-SEEDS = 5
-SHORT, LONG = 1, 4  # Steps in each stage of the runs that are timed.
-ROUNDS = 3
+ROUNDS = 5
+TIMED = 0.25  # The seconds that a run of the baseline must last to be timed.
 # A run as long as the mean's is only made for a method that costs more than this.
 ALIKE = 1.05
 
@@ -25,7 +23,7 @@ Compiled = Callable[[int], dict[str, np.ndarray]]
 
 def compiled(problem: Problem, method: Method) -> tuple[Compiled, float]:
     """The run of all seeds and rates as one program, and the seconds to compile it."""
-    keys = jax.random.split(jax.random.key(0), SEEDS)
+    keys = jax.random.split(jax.random.key(0), problem.seeds)
     rates = jnp.asarray(problem.rates)
     start = time.perf_counter()
     program = jax.jit(runs(problem, method)).lower(keys, rates, 0).compile()
@@ -33,25 +31,29 @@ def compiled(problem: Problem, method: Method) -> tuple[Compiled, float]:
     return lambda steps: jax.device_get(program(keys, rates, steps)), seconds
 
 
-def seconds_per_step(run: Compiled) -> float:
-    """Without the measurements between steps."""
-    times = []
-    for steps in (SHORT, LONG):
-        start = time.perf_counter()
-        run(steps)
-        times.append(time.perf_counter() - start)
-    return (times[1] - times[0]) / (STAGES * (LONG - SHORT))
+def seconds_of(run: Compiled, steps: int) -> float:
+    start = time.perf_counter()
+    run(steps)
+    return time.perf_counter() - start
 
 
 def cost(run: Compiled, baseline: Compiled) -> tuple[float, float]:
     """Seconds of a step of all runs, and its ratio to the baseline's.
 
-    Each is timed right after the baseline, so that what slows the machine down for a
-    while slows both.
+    The measurements between steps are in runs of one step per stage too, and are
+    subtracted. The shortest time counts: whatever else the machine does adds to it.
     """
-    pairs = [(seconds_per_step(baseline), seconds_per_step(run)) for _ in range(ROUNDS)]
-    ratios = [ours / base for base, ours in pairs]
-    return statistics.median(ours for _, ours in pairs), statistics.median(ratios)
+    steps = 2
+    while seconds_of(baseline, steps) < TIMED:
+        steps *= 2
+
+    rounds = [
+        [seconds_of(of, n) for of in (baseline, run) for n in (steps, 1)]
+        for _ in range(ROUNDS)
+    ]
+    base, base_1, ours, ours_1 = np.min(rounds, axis=0)
+    seconds = (ours - ours_1) / (STAGES * (steps - 1))
+    return seconds, (ours - ours_1) / (base - base_1)
 
 
 def results(measured: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import optax
 import jaxjd
 from benchmarks.quality._problem import Params, Problem
 
-Make = Callable[[Problem], optax.GradientTransformation]
+Make = Callable[[Problem], optax.GradientTransformationExtraArgs]
 
 # Not measured, and why.
 LEFT_OUT = {
@@ -47,7 +47,7 @@ def tenth(problem: Problem) -> int:
     return max(1, problem.num_losses // 10)
 
 
-def gradnorm(problem: Problem) -> optax.GradientTransformation:
+def gradnorm(problem: Problem) -> optax.GradientTransformationExtraArgs:
     """With the norms of the gradients of what is shared."""
     made = jaxjd.scalarization.gradnorm(num_losses=problem.num_losses)
     wrt = None if problem.labels is None else is_shared(problem.labels)
@@ -147,13 +147,9 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """The aggregator, with the gradients' sum for heads, and Adam."""
     aggregator = method.make(problem)
-    if method.replaces_adam:
-        shared, own = optax.chain(aggregator, optax.sgd(rate)), optax.adam(rate)
-        if problem.labels is None:
-            return shared
-        groups = {"shared": shared, "own": optax.chain(jaxjd.sum(), own)}
-        return jaxjd.partition(groups, problem.labels)
-    if problem.labels is not None and not method.of_losses:
-        groups = {"shared": aggregator, "own": jaxjd.sum()}
-        aggregator = jaxjd.partition(groups, problem.labels)
-    return optax.chain(aggregator, optax.adam(rate))
+    last = optax.sgd(rate) if method.replaces_adam else optax.adam(rate)
+    whole = optax.chain(aggregator, last)
+    if problem.labels is None or method.of_losses:
+        return whole
+    own = optax.chain(jaxjd.sum(), optax.adam(rate))
+    return jaxjd.partition(dict(shared=whole, own=own), problem.labels)

@@ -15,4 +15,4 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     images, classes = mnist_data()
     order = np.random.default_rng(0).permutation(len(images))
     pixels = images[order].reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)) / 255
-    return np.float32(pixels), np.int32(classes[order])
+    return pixels.astype(np.float32), classes[order].astype(np.int32)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 Layers = list[dict[str, Array]]
@@ -19,14 +20,18 @@ def dense_layers(key: Key[Array, ""], sizes: Sequence[int]) -> Layers:
     ]
 
 
-def tanh_network(layers: Layers, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+def tanh_network(
+    layers: Layers, x: Float[Array | np.ndarray, "*b i"]
+) -> Float[Array, "*b o"]:
     """The last layer is linear."""
     for layer in layers[:-1]:
         x = jnp.tanh(x @ layer["w"] + layer["b"])
     return x @ layers[-1]["w"] + layers[-1]["b"]
 
 
-def relu_network(layers: Layers, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+def relu_network(
+    layers: Layers, x: Float[Array | np.ndarray, "*b i"]
+) -> Float[Array, "*b o"]:
     """Every layer is rectified."""
     for layer in layers:
         x = jax.nn.relu(x @ layer["w"] + layer["b"])

@@ -42,6 +42,7 @@ class Problem(NamedTuple):
     labels: Any = None
     """Which parameters are "shared" and which are "own": a head has the gradient of its
     own task. None if all are shared."""
+    seeds: int = 5
     epoch_steps: int = 100
     """How many steps `dwa` takes for an epoch."""
     equal_time: bool = False

@@ -6,11 +6,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 BASELINE = "mean"
-# Student's t: 95% of differences that are only noise are within this many standard
-# errors, by the number of seeds.
-T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 
 class Versus(NamedTuple):
@@ -19,14 +17,14 @@ class Versus(NamedTuple):
     difference: float
     """Positive if the method is better."""
     bound: float
-    """Half of the 95% interval of the difference, over seeds."""
+    """Half of the 95% interval of the difference over seeds, by Student's t."""
 
     @property
     def verdict(self) -> str:
         if not math.isfinite(self.difference):
             return "diverges"
         if abs(self.difference) <= self.bound:
-            return "as the mean"
+            return "within noise"
         return "better" if self.difference > 0 else "worse"
 
 
@@ -37,7 +35,8 @@ def versus(values: list[Any], baseline: list[Any], higher: bool) -> Versus:
     if not np.isfinite(differences).all():
         return Versus(math.nan, math.nan)
     error = differences.std(ddof=1) / math.sqrt(len(differences))
-    return Versus(float(differences.mean()), float(T[len(differences)] * error))
+    bound = stats.t.ppf(0.975, len(differences) - 1) * error
+    return Versus(float(differences.mean()), float(bound))
 
 
 def number(values: list[Any], percent: bool) -> str:

@@ -8,7 +8,6 @@ has at the boundary is below 1: losses of very different scales.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from benchmarks.quality._networks import Layers, dense_layers, tanh_network
@@ -72,8 +71,9 @@ def batch(key: Key[Array, ""]) -> tuple[Array, Array]:
 def problem() -> Problem:
     grids = {}
     for name, size in (("validation", 40), ("error", 51)):
-        x, y = (z.ravel() for z in np.meshgrid(*2 * [np.linspace(-1, 1, size)]))
-        grids[name] = [np.float32(z) for z in (x, y, solution(x, y))]
+        line = jnp.linspace(-1, 1, size)
+        x, y = (z.ravel() for z in jnp.meshgrid(line, line))
+        grids[name] = x, y, solution(x, y)
 
     def measure(layers):
         return {

@@ -29,7 +29,7 @@ def text() -> tuple[np.ndarray, int]:
     files = sorted(f.name for f in folder.iterdir() if f.name.endswith(".rst"))
     raw = b"".join((folder / name).read_bytes() for name in files)
     found, numbers = np.unique(np.frombuffer(raw, np.uint8), return_inverse=True)
-    return np.int32(numbers), len(found)
+    return numbers.astype(np.int32), len(found)
 
 
 def init(key: Array, characters: int) -> Params:
@@ -76,7 +76,7 @@ def block(params: Params, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
     return x + jax.nn.gelu(y @ params["up"]) @ params["down"]
 
 
-def loss(params: Params, sequence: Int[Array, " t+1"]) -> Float[Array, ""]:
+def loss(params: Params, sequence: Int[Array | np.ndarray, " t+1"]) -> Float[Array, ""]:
     """The mean cross-entropy of one sequence, in nats per byte."""
     cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     x = cast["characters"][sequence[:-1]] + cast["positions"]

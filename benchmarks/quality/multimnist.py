@@ -2,8 +2,8 @@
 
 Two digits of 14 x 14 pixels lie on 18 x 18, one at the upper left and one at the lower
 right; where they overlap, the brighter pixel counts (after Sabour et al., 2017,
-arXiv:1710.09829). Pairs for training are drawn anew for every batch. The two tasks share
-a trunk, and have a head each.
+arXiv:1710.09829). Pairs for training are drawn anew for every batch. The two tasks
+share a trunk, and have a head each.
 """
 
 import jax

@@ -27,11 +27,14 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """The images, [1797, 64], and the answers to the three questions, [1797, 3]."""
     from sklearn.datasets import load_digits
 
-    images, classes = load_digits(return_X_y=True)
+    images, classes = map(np.asarray, load_digits(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(images))
     images, classes = images[order], classes[order]
     answers = [classes % 2 == 0, classes >= 5, np.isin(classes, LOOP)]
-    return np.float32(images / 8 - 1), np.float32(np.stack(answers, axis=1))
+    return (
+        (images / 8 - 1).astype(np.float32),
+        np.stack(answers, axis=1).astype(np.float32),
+    )
 
 
 def problem(scales: Sequence[float]) -> Problem:
@@ -77,6 +80,7 @@ def problem(scales: Sequence[float]) -> Problem:
         rates=(1e-3, 3e-3, 1e-2, 3e-2),
         init=init,
         batch=batch,
+        seeds=10,
         losses=losses,
         measure=measure,
         measures={
