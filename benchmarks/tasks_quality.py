@@ -33,7 +33,7 @@ from benchmarks._results import FOLDER
 from benchmarks._timing import machine
 from benchmarks.quality import PROBLEMS
 from benchmarks.quality._evaluation import compiled, evaluate
-from benchmarks.quality._methods import METHODS, of_problem
+from benchmarks.quality._methods import FEW, METHODS, of_problem
 from benchmarks.quality._problem import Problem
 from benchmarks.quality._report import BASELINE, draw, read, write
 
@@ -74,6 +74,7 @@ def measure(name: str, wanted: list[str] | None, everything: bool, again: bool) 
         for method in methods
         if method not in content["rows"] and (wanted is None or method in wanted)
     ]
+    missing.sort(key=lambda method: method not in FEW)  # The most telling ones first.
     if not missing:
         write(FOLDER, content)
         draw(content, FOLDER / f"quality_{name}.png")

@@ -1,6 +1,6 @@
 """Every aggregator, as a whole optimizer for a problem."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -152,4 +152,5 @@ def optimizer(
     if problem.labels is None or method.of_losses:
         return whole
     own = optax.chain(jaxjd.sum(), optax.adam(rate))
-    return jaxjd.partition(dict(shared=whole, own=own), problem.labels)
+    groups: dict[Hashable, optax.GradientTransformation] = {"shared": whole, "own": own}
+    return jaxjd.partition(groups, problem.labels)

@@ -24,15 +24,17 @@ def tanh_network(
     layers: Layers, x: Float[Array | np.ndarray, "*b i"]
 ) -> Float[Array, "*b o"]:
     """The last layer is linear."""
+    y = jnp.asarray(x)
     for layer in layers[:-1]:
-        x = jnp.tanh(x @ layer["w"] + layer["b"])
-    return x @ layers[-1]["w"] + layers[-1]["b"]
+        y = jnp.tanh(y @ layer["w"] + layer["b"])
+    return y @ layers[-1]["w"] + layers[-1]["b"]
 
 
 def relu_network(
     layers: Layers, x: Float[Array | np.ndarray, "*b i"]
 ) -> Float[Array, "*b o"]:
     """Every layer is rectified."""
+    y = jnp.asarray(x)
     for layer in layers:
-        x = jax.nn.relu(x @ layer["w"] + layer["b"])
-    return x
+        y = jax.nn.relu(y @ layer["w"] + layer["b"])
+    return y
