@@ -24,6 +24,7 @@ about ten methods, and all with `--all`.
 """
 
 import argparse
+import pathlib
 import time
 from typing import Any
 
@@ -31,12 +32,14 @@ import jax
 
 from benchmarks._results import FOLDER
 from benchmarks._timing import machine
-from benchmarks.quality import PROBLEMS
+from benchmarks.quality import PROBLEMS, front
 from benchmarks.quality._evaluation import compiled, evaluate
 from benchmarks.quality._methods import FEW, METHODS, of_problem
 from benchmarks.quality._problem import Problem
-from benchmarks.quality._report import BASELINE, draw, read, write
+from benchmarks.quality._report import BASELINE, read, save, write
 
+FRONT_STEPS = 1000
+IMAGES = pathlib.Path(__file__).parents[1] / "docs" / "images"
 PACKAGES = ("jax", "optax", "scikit-learn", "mlxtend")
 
 
@@ -77,7 +80,6 @@ def measure(name: str, wanted: list[str] | None, everything: bool, again: bool) 
     missing.sort(key=lambda method: method not in FEW)  # The most telling ones first.
     if not missing:
         write(FOLDER, content)
-        draw(content, FOLDER / f"quality_{name}.png")
         return
     baseline, _ = compiled(problem, METHODS[BASELINE])
     for method in missing:
@@ -91,24 +93,45 @@ def measure(name: str, wanted: list[str] | None, everything: bool, again: bool) 
         print(f"{name}: {method}, {seconds:.0f} s, {row['measures']}", flush=True)
         if BASELINE in content["rows"]:
             write(FOLDER, content)
-    draw(content, FOLDER / f"quality_{name}.png")
+
+
+def trace_front(again: bool) -> None:
+    """Run the methods that take a preference, over preferences."""
+    head = {
+        "name": front.NAME,
+        "machine": machine(PACKAGES),
+        "steps": FRONT_STEPS,
+        "seeds": front.SEEDS,
+        "rate": front.RATE,
+    }
+    content = (None if again else read(FOLDER, front.NAME)) or {**head, "rows": {}}
+    for method in front.METHODS:
+        if method not in content["rows"]:
+            content["rows"][method] = front.measured(method, FRONT_STEPS)
+            volumes = content["rows"][method]["hypervolume"]
+            print(f"front: {method}, {volumes}", flush=True)
+            save(FOLDER, content)
+    front.draw(content, IMAGES / "quality_front.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", help=f"of {', '.join(PROBLEMS)}; default: all")
+    parser.add_argument("--only", help=f"of {', '.join(PROBLEMS)}, front")
     parser.add_argument("--methods", help="comma-separated names; default: all")
     parser.add_argument(
         "--all", action="store_true", help="all methods on expensive problems too"
     )
     parser.add_argument("--again", action="store_true", help="forget saved results")
     arguments = parser.parse_args()
-    names = arguments.only.split(",") if arguments.only else list(PROBLEMS)
-    unknown = set(names) - set(PROBLEMS)
-    if unknown:
-        parser.error(f"argument --only: expected some of {list(PROBLEMS)}, got {names}")
+    everything = [*PROBLEMS, front.NAME]
+    names = arguments.only.split(",") if arguments.only else everything
+    if not set(names) <= set(everything):
+        parser.error(f"argument --only: expected some of {everything}, got {names}")
     wanted = arguments.methods.split(",") if arguments.methods else None
     for name in names:
+        if name == front.NAME:
+            trace_front(arguments.again)
+            continue
         measure(name, wanted, arguments.all, arguments.again)
 
 

@@ -114,6 +114,36 @@ def markdown(table: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def glance(contents: list[dict[str, Any]], methods: list[str]) -> list[list[str]]:
+    """How much each method changes what each problem measures first, if not by noise.
+
+    Each number is relative to the mean gradient's, bold where the method is better.
+    """
+    names = [content["name"].replace("_", " ") for content in contents]
+    table = [["method", *names]]
+    for method in methods:
+        line = [method]
+        for content in contents:
+            if method not in content["rows"]:
+                line.append("")
+                continue
+            first, about = next(iter(content["measures"].items()))
+            of_both = [
+                content["rows"][x]["measures"][first] for x in (method, BASELINE)
+            ]
+            verdict = versus(*of_both, about["higher_is_better"]).verdict
+            if verdict in ("better", "worse"):
+                change = np.mean(ours) / np.mean(base) - 1
+                text = f"{100 * change:+.0f}%".replace("-", "\u2212")
+                target = f"#{slug(content['name'], method)}"
+                text = f"[{text}]({target})"
+                line.append(f"**{text}**" if verdict == "better" else text)
+            else:
+                line.append("≈" if verdict == "within noise" else verdict)
+        table.append(line)
+    return table
+
+
 def setting(content: dict[str, Any]) -> str:
     """One line on what was run where."""
     return (
@@ -130,44 +160,24 @@ def text(content: dict[str, Any]) -> str:
 
 
 def write(folder: pathlib.Path, content: dict[str, Any]) -> None:
-    """Save the results of a problem, one method a line."""
+    """Save the results of a problem, for programs and for readers."""
+    save(folder, content)
+    path = folder / f"quality_{content['name']}.md"
+    path.write_text(text(content) + "\n")
+
+
+def save(folder: pathlib.Path, content: dict[str, Any]) -> None:
+    """One method a line."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"quality_{content['name']}"
     head = {name: value for name, value in content.items() if name != "rows"}
     lines = [
         f"{json.dumps(name)}: {json.dumps(row)}"
         for name, row in content["rows"].items()
     ]
     body = json.dumps(head)[:-1] + ',\n"rows": {\n' + ",\n".join(lines) + "\n}}\n"
-    (folder / f"{stem}.json").write_text(body)
-    (folder / f"{stem}.md").write_text(text(content) + "\n")
+    (folder / f"quality_{content['name']}.json").write_text(body)
 
 
 def read(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
     path = folder / f"quality_{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def draw(content: dict[str, Any], path: pathlib.Path) -> None:
-    """Draw every method's result, seed by seed, with the mean's as a line."""
-    from matplotlib.figure import Figure
-
-    first, about = next(iter(content["measures"].items()))
-    names = ranked(content)[::-1]
-    figure = Figure(figsize=(7, 0.8 + 0.2 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    factor = 100 if about["percent"] else 1
-    baseline = content["rows"][BASELINE]["measures"][first]
-    colours = {"better": "tab:green", "worse": "tab:red"}
-    for place, name in enumerate(names):
-        values = content["rows"][name]["measures"][first]
-        verdict = versus(values, baseline, about["higher_is_better"]).verdict
-        points = factor * np.array(values, float)
-        colour = "black" if name == BASELINE else colours.get(verdict, "gray")
-        axes.plot(points, np.full(len(points), place), ".", color=colour, alpha=0.4)
-        axes.plot(points.mean(), place, "|", color=colour, markersize=11)
-    axes.axvline(factor * np.mean(baseline), color="black", linewidth=0.5)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel(about["heading"] + (", %" if about["percent"] else ""))
-    axes.set_title(content["title"], fontsize=10)
-    figure.savefig(path, dpi=110)
