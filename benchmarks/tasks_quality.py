@@ -98,11 +98,10 @@ def measure(name: str, wanted: list[str] | None, everything: bool, again: bool) 
 def trace_front(again: bool) -> None:
     """Run the methods that take a preference, over preferences."""
     head = {
-        "name": front.NAME,
-        "machine": machine(PACKAGES),
+        **described(front.NAME, PROBLEMS["resources"]()),
         "steps": FRONT_STEPS,
         "seeds": front.SEEDS,
-        "rate": front.RATE,
+        "rates": [front.RATE],
     }
     content = (None if again else read(FOLDER, front.NAME)) or {**head, "rows": {}}
     for method in front.METHODS:

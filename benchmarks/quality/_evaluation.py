@@ -15,7 +15,7 @@ from benchmarks.quality._training import STAGES, runs
 ROUNDS = 5
 TIMED = 0.25  # The seconds that a run of the baseline must last to be timed.
 # A run as long as the mean's is only made for a method that costs more than this.
-ALIKE = 1.05
+ALIKE = 1.1
 
 # A compiled run of all seeds and rates: from steps per stage to measures.
 Compiled = Callable[[int], dict[str, np.ndarray]]

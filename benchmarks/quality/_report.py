@@ -128,10 +128,10 @@ def glance(contents: list[dict[str, Any]], methods: list[str]) -> list[list[str]
                 line.append("")
                 continue
             first, about = next(iter(content["measures"].items()))
-            of_both = [
+            ours, base = (
                 content["rows"][x]["measures"][first] for x in (method, BASELINE)
-            ]
-            verdict = versus(*of_both, about["higher_is_better"]).verdict
+            )
+            verdict = versus(ours, base, about["higher_is_better"]).verdict
             if verdict in ("better", "worse"):
                 change = np.mean(ours) / np.mean(base) - 1
                 text = f"{100 * change:+.0f}%".replace("-", "\u2212")
@@ -146,10 +146,11 @@ def glance(contents: list[dict[str, Any]], methods: list[str]) -> list[list[str]
 
 def setting(content: dict[str, Any]) -> str:
     """One line on what was run where."""
+    rates = ", ".join(f"{rate:g}" for rate in content["rates"])
     return (
         f"{content['num_losses']} losses, {content['parameters']:,} parameters, "
-        f"{content['steps']:,} steps, {content['seeds']} seeds, rates "
-        f"{', '.join(f'{rate:g}' for rate in content['rates'])}. {content['machine']}"
+        f"{content['steps']:,} steps, {content['seeds']} seeds, rates {rates}. "
+        f"{content['machine']}"
     )
 
 

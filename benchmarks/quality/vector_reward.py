@@ -79,8 +79,9 @@ def resource_gathering() -> World:
 
 
 def five_goals() -> World:
+    # Each goal is beside a wall, which an agent walks against to stay.
     maze = ["...#...", "...#...", ".......", "##.#.##", ".......", "...#...", "...#..."]
-    side, goals = len(maze), [(0, 0), (0, 6), (6, 0), (6, 6), (2, 4)]
+    side, goals = len(maze), [(0, 0), (0, 6), (6, 0), (6, 6), (4, 3)]
     tasks = len(goals)
     states = tasks * side**2
     next_state = np.zeros((states, 4, 2), int)
