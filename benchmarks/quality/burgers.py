@@ -93,7 +93,7 @@ def problem() -> Problem:
         title="Burgers' equation, physics-informed",
         num_losses=3,
         steps=1500,
-        rates=(1e-3, 3e-3, 1e-2, 3e-2),
+        rates=(3e-3, 1e-2, 3e-2, 1e-1),
         init=lambda key: dense_layers(key, (2, 20, 20, 20, 1)),
         batch=batch,
         losses=losses,
