@@ -2,9 +2,8 @@
 
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_vector
 from jaxjd._typing import PerLoss
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._projection import projection
 from jaxjd.weighting._weighting import Weighting
 
@@ -30,12 +29,9 @@ def dualproj(
     constrains the gradient of the current task; Quinton & Rey (2024),
     arXiv:2406.16232, section 4, for the mean gradient.
     """
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
-
     return projection(
-        lambda gramian, mask: preference_or_mean(checked, gramian, mask),
+        Preference(preference),
+        lambda preferred: preferred,
         lambda m: (m,),
         noise_eps=noise_eps,
         norm_eps=norm_eps,
