@@ -67,6 +67,14 @@ def pcd(
     `num_losses` losses.
 
     **Reference:** Varam & AlHajri (2026), arXiv:2606.29521, appendix B.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.pcd(num_losses=2)
+    >>> weights, state = weighting.update(J @ J.T, weighting.init())
+    >>> weights
+    Array([1.8481, 1.0954], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     checked_decay = check_number("decay", decay, "[0, 1)")
