@@ -1,6 +1,6 @@
 """Draw the pictures of docs/concepts.md from numbers that jaxjd computes.
 
-    python -m docs.draw_concepts
+python -m docs.draw_concepts
 """
 
 from pathlib import Path
@@ -44,7 +44,10 @@ def draw_moves() -> None:
         between.axis("off")
         between.set(xlim=(0, 1), ylim=(0, 1))
         between.annotate(
-            "", (0.95, 0.5), (0.05, 0.5), arrowprops={"arrowstyle": "-|>", "color": DARK}
+            "",
+            (0.95, 0.5),
+            (0.05, 0.5),
+            arrowprops={"arrowstyle": "-|>", "color": DARK},
         )
         between.text(0.5, 0.58, move, ha="center", va="bottom", color=DARK, fontsize=9)
     figure.savefig(IMAGES / "three_moves.png")
