@@ -12,8 +12,8 @@ from benchmarks.quality._methods import Method
 from benchmarks.quality._problem import Problem
 from benchmarks.quality._training import STAGES, runs
 
-ROUNDS = 5
-TIMED = 0.25  # The seconds that a run of the baseline must last to be timed.
+ROUNDS = 3
+TIMED = 0.15  # The seconds that a run of the baseline must last to be timed.
 # A run as long as the mean's is only made for a method that costs more than this.
 ALIKE = 1.1
 

@@ -103,7 +103,8 @@ def cells(content: dict[str, Any]) -> list[list[str]]:
             later = against(name, *equal)
             text = shown(equal[0], first)
             line += [f"**{text}**" if later == "better" else text, later]
-        line += [f"{content['rates'][row['best']]:g}", f"{row['ratio']:.2f}"]
+        cost = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        line += [f"{content['rates'][row['best']]:g}", cost]
         table.append(line)
     return table
 
