@@ -10,7 +10,11 @@ from optax.experimental import aggregating
 
 from jaxjd._checks import check_integer, check_mask, check_number, known
 from jaxjd._numerics import accumulation_dtype, like, matmul
-from jaxjd.transform._arguments import check_extra_args, in_order
+from jaxjd.transform._arguments import (
+    check_extra_args,
+    in_order,
+    preference_in,
+)
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter
 
@@ -116,6 +120,7 @@ def excess_mtl(
     ) -> tuple[optax.Updates, ExcessMTLState]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
+        preference_in(extra_args, jacobian, has_one=False)
         m = len(state.log_weights)
         if jacobian.num_losses != m:
             raise ValueError(

@@ -12,7 +12,11 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_integer, check_mask, check_number, known
 from jaxjd._numerics import accumulation_dtype, like
 from jaxjd.jacobian import Jacobian
-from jaxjd.transform._arguments import check_extra_args, in_order
+from jaxjd.transform._arguments import (
+    check_extra_args,
+    in_order,
+    preference_in,
+)
 from jaxjd.transform._as_jacobian import as_jacobian, stacked
 from jaxjd.transform._rows import along_rows
 from jaxjd.weighting import conflict_free
@@ -120,6 +124,7 @@ def momentum_conflict_free(
     ) -> tuple[optax.Updates, MomentumConflictFreeState]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
+        preference_in(extra_args, jacobian, has_one=False)
         m = len(state.counts)
         mask = check_mask(in_order("mask", mask, jacobian), m)
         check_index(index, jacobian, m)

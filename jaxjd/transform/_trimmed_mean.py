@@ -12,7 +12,11 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_integer, check_mask
 from jaxjd._numerics import accumulation_dtype
 from jaxjd._sorting import sort
-from jaxjd.transform._arguments import check_extra_args, in_order
+from jaxjd.transform._arguments import (
+    check_extra_args,
+    in_order,
+    preference_in,
+)
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter, fold
 
@@ -67,6 +71,7 @@ def trimmed_mean(num_trimmed: int | Int[Array, ""]) -> aggregating.Aggregator:
     ) -> tuple[optax.Updates, Any]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
+        preference_in(extra_args, jacobian, has_one=False)
         m = jacobian.num_losses
         if isinstance(dropped, int) and m < 2 * dropped + 1:
             raise ValueError(

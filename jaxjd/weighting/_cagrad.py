@@ -2,12 +2,12 @@
 
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_number, check_vector
+from jaxjd._checks import check_number
 from jaxjd._sharding import on_every_device
 from jaxjd._typing import PerLoss
 from jaxjd.solvers import maximise_on_ball
 from jaxjd.weighting._certified import certified
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._weighting import Weighting
 
 
@@ -50,13 +50,12 @@ def cagrad(
     Array([0.7041, 0.5   ], dtype=float32)
     """
     c = check_number("c", c, "[0, inf)")
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
+    chosen = Preference(preference)
 
-    def cagrad_weights(gramian, mask, state, _):
-        centre = preference_or_mean(checked, gramian, mask)
+    def cagrad_weights(gramian, mask, state, _, centre):
         best = maximise_on_ball(gramian, centre, c, mask=mask)
         return centre + best.solution, state, best.certificate
 
-    return certified(on_every_device(cagrad_weights), certificate=certificate)
+    return certified(
+        on_every_device(cagrad_weights), certificate=certificate, preference=chosen
+    )

@@ -113,4 +113,4 @@ def cr_mogm(
         kept = keep_unless(finite, new, state)._replace(weighting=inner)
         return jnp.where(mask, moved, 0), kept
 
-    return Weighting(init, update, weighting.reads)
+    return Weighting(init, update, weighting.reads, weighting.takes)

@@ -2,9 +2,8 @@
 
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_vector
 from jaxjd._typing import PerLoss
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._projection import projection
 from jaxjd.weighting._weighting import Weighting
 
@@ -36,12 +35,9 @@ def dualproj(
     >>> jaxjd.weighting.dualproj()(J @ J.T)
     Array([0.6111, 0.5   ], dtype=float32)
     """
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
-
     return projection(
-        lambda gramian, mask: preference_or_mean(checked, gramian, mask),
+        Preference(preference),
+        lambda preferred: preferred,
         lambda m: (m,),
         noise_eps=noise_eps,
         norm_eps=norm_eps,

@@ -13,7 +13,7 @@ from jaxjd._numerics import finite_or_nan, matmul
 from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers import minimise_on_simplex
 from jaxjd.weighting._certified import certified
-from jaxjd.weighting._mean import mean_weights
+from jaxjd.weighting._preference import mean_weights
 from jaxjd.weighting._weighting import Weighting, stateless
 
 

@@ -38,4 +38,4 @@ def normalize(weighting: Weighting) -> Weighting:
         weights, state = weighting.update(scaled.C, state, mask=present, **extra_args)
         return weights / jnp.where(scaled.norms == 0, 1, scaled.norms), state
 
-    return Weighting(weighting.init, update)
+    return Weighting(weighting.init, update, takes=weighting.takes)

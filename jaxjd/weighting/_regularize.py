@@ -38,4 +38,4 @@ def regularize(weighting: Weighting, eps: float | Float[Array, ""]) -> Weighting
         regular = normalise_and_regularise(gramian, 0.0, like(number, gramian))
         return weighting.update(regular, state, mask=present, **extra_args)
 
-    return Weighting(weighting.init, update)
+    return Weighting(weighting.init, update, takes=weighting.takes)

@@ -55,4 +55,4 @@ def scale_by_losses(weighting: Weighting) -> Weighting:
         )
         return weights * inverse, state
 
-    return Weighting(weighting.init, update)
+    return Weighting(weighting.init, update, takes=weighting.takes)

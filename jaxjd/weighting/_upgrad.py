@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_vector
 from jaxjd._typing import PerLoss
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._projection import projection
 from jaxjd.weighting._weighting import Weighting
 
@@ -73,12 +72,9 @@ def upgrad(
     >>> weights @ J
     Array([0.2924, 1.9006, 1.9006], dtype=float32)
     """
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
-
     return projection(
-        lambda gramian, mask: jnp.diag(preference_or_mean(checked, gramian, mask)),
+        Preference(preference),
+        jnp.diag,
         lambda m: (m, m),
         noise_eps=noise_eps,
         norm_eps=norm_eps,
