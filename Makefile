@@ -94,7 +94,7 @@ format: $(VENV)/test
 	$(BIN)/python -m docs.tables
 
 docs: $(VENV)/docs
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 docs-serve: $(VENV)/docs
 	$(BIN)/mkdocs serve --strict --watch jaxjd --watch interop

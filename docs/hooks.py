@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,10 @@ LINK = re.compile(r"(?<=\]\()(?:\.\./)*((?:benchmarks/results/|[A-Z]+\.md)[^)#]*
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take in the changelog, the notes for contributors and the measurements."""
     for source, page in OUTSIDE.items():
-        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+        file = File.generated(config, page, abs_src_path=str(ROOT / source))
+        # Pages of measurements come and go: others link to them.
+        file.inclusion = InclusionLevel.NOT_IN_NAV
+        files.append(file)
     return files
 
 

@@ -44,12 +44,8 @@ def partition(
 
     **Raises:** `TypeError` if `transforms` is not such a dict. When `init` or `update`
     is traced, `ValueError` if a label has no transformation or the labels do not fit
-<<<<<<< HEAD
     the parameters, or if `preference` is given and no group has one, `TypeError` if a
     label cannot be a key; and as [`jaxjd.aggregate`][].
-=======
-    the parameters, `TypeError` if a label cannot be a key; and as
-    [`jaxjd.aggregate`][].
 
     **Example:**
 
@@ -60,7 +56,6 @@ def partition(
     >>> update, state = tx.update(J, tx.init(params), params)
     >>> update["heads"], update["trunk"]
     (Array([1., 1.], dtype=float32), Array([1., 1.], dtype=float32))
->>>>>>> site
     """
     check_transforms(transforms)
     transforms = {

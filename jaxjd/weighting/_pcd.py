@@ -79,11 +79,8 @@ def pcd(
     `num_losses` losses, if no loss has the name `primary`, or if it is a name and the
     update is given a Gramian without `loss_names`.
 
-<<<<<<< HEAD
     **Reference:** Varam & AlHajri (2026), arXiv:2606.29521, appendix B. There the first
     loss is the primary one.
-=======
-    **Reference:** Varam & AlHajri (2026), arXiv:2606.29521, appendix B.
 
     **Example:**
 
@@ -92,7 +89,6 @@ def pcd(
     >>> weights, state = weighting.update(J @ J.T, weighting.init())
     >>> weights
     Array([1.8481, 1.0954], dtype=float32)
->>>>>>> site
     """
     size = check_integer("num_losses", num_losses, least=1)
     checked_decay = check_number("decay", decay, "[0, 1)")

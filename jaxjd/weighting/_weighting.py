@@ -67,10 +67,7 @@ class Weighting:
     A weighting whose state is empty can be called: `weights = weighting(gramian)`. A
     weighting is not an optax transformation: [`jaxjd.aggregate`][] makes one of it.
 
-<<<<<<< HEAD
     **Raises:** `ValueError` if `reads`, or a name in `takes`, is not one of these.
-=======
-    **Raises:** `ValueError` if `reads` is not one of these.
 
     **Example:**
 
@@ -80,7 +77,6 @@ class Weighting:
     >>> weighting(jnp.diag(jnp.array([1.0, 4.0])))
     Array([1. , 0.5], dtype=float32)
     >>> tx = optax.chain(jaxjd.aggregate(weighting), optax.adam(1e-3))
->>>>>>> site
     """
 
     # Not a NamedTuple, because `jax.jit(weighting)` needs weak references to it.
