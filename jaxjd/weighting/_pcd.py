@@ -162,7 +162,9 @@ def check_fractions(
     | Mapping[str, Any],
 ) -> Float[Array, ""] | Float[Array, " m-1"]:
     """**Raises:** `ValueError` or `TypeError` if they are not numbers in [0, 1]."""
-    if not isinstance(tau, Sequence | Mapping) and not np.ndim(tau):
+    if isinstance(tau, int | float) or not (
+        isinstance(tau, Sequence | Mapping) or np.ndim(tau)
+    ):
         return jnp.asarray(check_number("tau", tau, "[0, 1]"))
     values = check_vector("tau", tau, nonnegative=True)
     if not isinstance(values, Tracer) and (np.asarray(values) > 1).any():
