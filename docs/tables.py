@@ -5,7 +5,8 @@
 Each method has a hand-written row in the first table of `docs/aggregators.md` and a row
 in the tests' registry. This script takes the parameters of the first table from the
 signatures, its marks and the table "Unusual gradients" from the registry, and the
-README's table from the first table.
+README's table from the first table. The tables of `docs/evidence.md` come from the
+results of `python -m benchmarks.tasks_quality`.
 """
 
 import inspect
@@ -14,11 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxjd
+from benchmarks._results import FOLDER
+from benchmarks.quality import PROBLEMS, _report, front
+from benchmarks.quality._methods import METHODS
 from tests.weighting.registry import AGGREGATORS, KINDS, OF_LOSSES, OF_ROWS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "aggregators.md"
 README = ROOT / "README.md"
+EVIDENCE = ROOT / "docs" / "evidence.md"
+# Where the results of a problem go: between these two comments.
+RESULTS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \|(.*)\|$", re.MULTILINE)
 
 
@@ -31,7 +38,23 @@ def pages() -> dict[Path, str]:
     return {
         PAGE: page,
         README: in_section(readme, "## Methods", lambda text: methods(text, rows)),
+        EVIDENCE: RESULTS.sub(results, EVIDENCE.read_text()),
     }
+
+
+def results(place: re.Match[str]) -> str:
+    """The tables of a problem, of the front, or of everything at a glance."""
+    begin, name, end = place.groups()
+    if name == "glance":
+        contents = [found for name in PROBLEMS if (found := _report.read(FOLDER, name))]
+        table = _report.glance(contents, [name for name in METHODS if name != "mean"])
+        return f"{begin}\n{_report.markdown(table)}\n\n{end}"
+    content = _report.read(FOLDER, name)
+    if content is None:
+        return f"{begin}{end}"
+    of = front.cells if name == front.NAME else _report.cells
+    table = _report.markdown(of(content))
+    return f"{begin}\n{_report.setting(content)}\n\n{table}\n\n{end}"
 
 
 def in_section(text: str, title: str, table: Callable[[str], list[list[str]]]) -> str:

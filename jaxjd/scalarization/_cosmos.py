@@ -34,6 +34,12 @@ def cosmos(
     the preference does not have m entries.
 
     **Reference:** Ruchte & Grabocka (2021), arXiv:2103.13392.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.cosmos(penalty=1.0)
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 4.0]))
+    (Array(1.6425, dtype=float32), Array([0.3789, 0.5303], dtype=float32))
     """
     strength = check_number("penalty", penalty, "[0, inf)")
     chosen = Preference(preference)

@@ -42,6 +42,12 @@ def pbi(
 
     **Reference:** Zhang & Li (2007), MOEA/D: A Multiobjective Evolutionary Algorithm
     Based on Decomposition, section II.C.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.pbi(penalty=5.0)
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 4.0]))
+    (Array(14.1421, dtype=float32), Array([-2.8284,  4.2426], dtype=float32))
     """
     theta = check_number("penalty", penalty, "[0, inf)")
     chosen = Preference(preference)

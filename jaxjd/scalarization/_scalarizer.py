@@ -69,6 +69,15 @@ class Scalarizer:
         params, state, batch
     )
     ```
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.Scalarizer(
+    ...     tuple, lambda losses, state, **extra_args: (losses.max(), state)
+    ... )
+    >>> scalarizer(jnp.array([1.0, 4.0]))
+    Array(4., dtype=float32)
+    >>> tx = optax.chain(jaxjd.aggregate(scalarizer), optax.adam(1e-3))
     """
 
     init: Callable[[], Any]

@@ -37,6 +37,12 @@ def stch(
     `ValueError` if a vector does not have m entries.
 
     **Reference:** Lin et al. (2024), arXiv:2402.19078.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.stch(smoothing=0.1)
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 1.2]))
+    (Array(0.6313, dtype=float32), Array([0.1345, 0.3655], dtype=float32))
     """
     mu = check_number("smoothing", smoothing, "(0, inf)")
     chosen = Preference(preference)

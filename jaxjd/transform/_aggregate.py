@@ -121,6 +121,13 @@ def aggregate(
     **References:** Quinton & Rey (2024), arXiv:2406.16232, section 2.2; for `features`
     Sener & Koltun (2018), arXiv:1810.04650, section 3.3; for `group` Wang et al.
     (2021), arXiv:2010.05874, section 3.
+
+    **Example:**
+
+    >>> tx = jaxjd.aggregate(lambda gramian: 1 / jnp.diag(gramian))
+    >>> params, J = jnp.zeros(2), jnp.array([[2.0, 0.0], [0.0, 4.0]])
+    >>> tx.update(J, tx.init(params), params)[0]
+    Array([0.5 , 0.25], dtype=float32)
     """
     check_aggregated(weighting)
     if isinstance(weighting, Scalarizer):

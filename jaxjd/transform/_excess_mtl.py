@@ -81,6 +81,15 @@ def excess_mtl(
     **Reference:** He et al. (2024), Robust multi-task learning with excess risks (ICML
     2024), equations 6, 7 and 9. As in their code and TorchJD, the current gradient is
     part of its $H_i$.
+
+    **Example:**
+
+    >>> params = jnp.zeros(3)
+    >>> tx = jaxjd.excess_mtl(num_losses=2)
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> update, state = tx.update(J, tx.init(params), params)
+    >>> update
+    Array([4.808, 1.   , 1.   ], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     eta = check_number("step_size", step_size, "(0, inf)")

@@ -66,6 +66,15 @@ def graddrop(
     [`jaxjd.aggregate`][].
 
     **Reference:** Chen et al. (2020), arXiv:2010.06808, Algorithm 1, lines 10 to 15.
+
+    **Example:**
+
+    >>> params = jnp.zeros(3)
+    >>> tx = jaxjd.graddrop(key=0)
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> update, state = tx.update(J, tx.init(params), params)
+    >>> update
+    Array([6., 2., 2.], dtype=float32)
     """
     checked = None if leak is None else check_leak(leak)
     first_key = check_key(key)

@@ -85,6 +85,15 @@ def momentum_conflict_free(
     `index`, or the parameters are not those of `init`; and as [`jaxjd.aggregate`][].
 
     **Reference:** Liu et al. (2025), arXiv:2408.11104, Algorithm 1.
+
+    **Example:**
+
+    >>> params = jnp.zeros(3)
+    >>> tx = jaxjd.momentum_conflict_free(num_losses=2)
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> update, state = tx.update(J, tx.init(params), params)
+    >>> update
+    Array([1., 1., 1.], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     decays = check_number("b1", b1, "[0, 1)"), check_number("b2", b2, "[0, 1)")

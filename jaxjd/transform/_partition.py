@@ -46,6 +46,16 @@ def partition(
     is traced, `ValueError` if a label has no transformation or the labels do not fit
     the parameters, or if `preference` is given and no group has one, `TypeError` if a
     label cannot be a key; and as [`jaxjd.aggregate`][].
+
+    **Example:**
+
+    >>> params = {"trunk": jnp.zeros(2), "heads": jnp.zeros(2)}
+    >>> labels = {"trunk": "shared", "heads": "own"}
+    >>> tx = jaxjd.partition({"shared": jaxjd.mean(), "own": jaxjd.sum()}, labels)
+    >>> J = {"trunk": jnp.ones((2, 2)), "heads": jnp.eye(2)}
+    >>> update, state = tx.update(J, tx.init(params), params)
+    >>> update["heads"], update["trunk"]
+    (Array([1., 1.], dtype=float32), Array([1., 1.], dtype=float32))
     """
     check_transforms(transforms)
     transforms = {

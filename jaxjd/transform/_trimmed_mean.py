@@ -50,6 +50,14 @@ def trimmed_mean(num_trimmed: int | Int[Array, ""]) -> aggregating.Aggregator:
     [`jaxjd.aggregate`][].
 
     **Reference:** Yin et al. (2018), arXiv:1803.01498, Definition 2.
+
+    **Example:**
+
+    >>> params = jnp.zeros(2)
+    >>> tx = jaxjd.trimmed_mean(num_trimmed=1)
+    >>> J = jnp.array([[1.0, 0.0], [2.0, 9.0], [90.0, 1.0]])
+    >>> tx.update(J, tx.init(params), params)[0]
+    Array([2., 1.], dtype=float32)
     """
     dropped = check_integer("num_trimmed", num_trimmed, least=0)
 

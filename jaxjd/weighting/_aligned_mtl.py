@@ -41,6 +41,12 @@ def aligned_mtl(
 
     **Reference:** Senushkin et al. (2023), Independent Component Alignment for
     Multi-Task Learning, Algorithm 1; its code for the other scale modes.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.aligned_mtl()(J @ J.T)
+    Array([0.5591, 0.4083], dtype=float32)
     """
     chosen = Preference(preference)
     check_choice("scale_mode", scale_mode, SCALE_MODES)

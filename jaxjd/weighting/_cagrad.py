@@ -42,6 +42,12 @@ def cagrad(
     the preference does not have m entries.
 
     **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and algorithm 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.cagrad(c=0.5)(J @ J.T)
+    Array([0.7041, 0.5   ], dtype=float32)
     """
     c = check_number("c", c, "[0, inf)")
     chosen = Preference(preference)

@@ -52,6 +52,12 @@ def conflict_free(
     `conflictfree` for the other lengths. Both compute $\hat J^+$ from the Jacobian.
     From the Gramian, singular values of $\hat J$ below the root of m times the
     precision cannot be told from zero.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.conflict_free()(J @ J.T)
+    Array([1.2265, 0.8441], dtype=float32)
     """
     chosen = Preference(preference)
     if isinstance(length, str):

@@ -28,6 +28,12 @@ def dualproj(
     **Reference:** Lopez-Paz & Ranzato (2017), arXiv:1706.08840, equation 11, where it
     constrains the gradient of the current task; Quinton & Rey (2024),
     arXiv:2406.16232, section 4, for the mean gradient.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.dualproj()(J @ J.T)
+    Array([0.6111, 0.5   ], dtype=float32)
     """
     return projection(
         Preference(preference),

@@ -22,6 +22,13 @@ def normalize(weighting: Weighting) -> Weighting:
     - `weighting`: gets the mask and all extra arguments. Its state is the state.
 
     **Raises:** `TypeError` if `weighting` is not a weighting.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.normalize(jaxjd.weighting.mean())
+    >>> weighting(J @ J.T)
+    Array([0.1179, 0.0811], dtype=float32)
     """
     check_weighting(weighting)
 

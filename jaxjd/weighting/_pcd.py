@@ -81,6 +81,14 @@ def pcd(
 
     **Reference:** Varam & AlHajri (2026), arXiv:2606.29521, appendix B. There the first
     loss is the primary one.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.pcd(num_losses=2)
+    >>> weights, state = weighting.update(J @ J.T, weighting.init())
+    >>> weights
+    Array([1.8481, 1.0954], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     checked_decay = check_number("decay", decay, "[0, 1)")
@@ -162,9 +170,8 @@ def check_fractions(
     | Mapping[str, Any],
 ) -> Float[Array, ""] | Float[Array, " m-1"]:
     """**Raises:** `ValueError` or `TypeError` if they are not numbers in [0, 1]."""
-    if isinstance(tau, int | float) or not (
-        isinstance(tau, Sequence | Mapping) or np.ndim(tau)
-    ):
+    listed = isinstance(tau, Sequence | Mapping)
+    if isinstance(tau, int | float) or not (listed or np.ndim(tau)):
         return jnp.asarray(check_number("tau", tau, "[0, 1]"))
     values = check_vector("tau", tau, nonnegative=True)
     if not isinstance(values, Tracer) and (np.asarray(values) > 1).any():

@@ -74,6 +74,16 @@ def sdmgrad(
 
     **Reference:** Xiao et al. (2023), arXiv:2305.18409, Algorithm 1, scaled as in
     section 6.1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.sdmgrad(num_losses=2)
+    >>> weights, state = weighting.update(
+    ...     J @ J.T, weighting.init(), cross_gramian=J @ J.T
+    ... )
+    >>> weights
+    Array([0.1154, 0.8846], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     numbers = (

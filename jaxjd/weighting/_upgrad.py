@@ -62,6 +62,15 @@ def upgrad(
     preference does not have m entries, or there are not `num_losses` losses.
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, equation 5 and Proposition 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weights = jaxjd.weighting.upgrad()(J @ J.T)
+    >>> weights
+    Array([1.1111, 0.7895], dtype=float32)
+    >>> weights @ J
+    Array([0.2924, 1.9006, 1.9006], dtype=float32)
     """
     return projection(
         Preference(preference),

@@ -68,6 +68,15 @@ class Weighting:
     weighting is not an optax transformation: [`jaxjd.aggregate`][] makes one of it.
 
     **Raises:** `ValueError` if `reads`, or a name in `takes`, is not one of these.
+
+    **Example:**
+
+    >>> def inverse_norms(gramian, state, *, mask=None, **extra_args):
+    ...     return 1 / jnp.sqrt(jnp.diag(gramian)), state
+    >>> weighting = jaxjd.Weighting(tuple, inverse_norms)
+    >>> weighting(jnp.diag(jnp.array([1.0, 4.0])))
+    Array([1. , 0.5], dtype=float32)
+    >>> tx = optax.chain(jaxjd.aggregate(weighting), optax.adam(1e-3))
     """
 
     # Not a NamedTuple, because `jax.jit(weighting)` needs weak references to it.
