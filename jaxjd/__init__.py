@@ -23,6 +23,8 @@ import typing as _t
 from jaxjd import scalarization as scalarization
 from jaxjd import solvers as solvers
 from jaxjd import weighting as weighting
+from jaxjd._conflicts import Conflicts as Conflicts
+from jaxjd._conflicts import conflicts as conflicts
 from jaxjd._diagnostics import Diagnostics as Diagnostics
 from jaxjd._diagnostics import diagnostics as diagnostics
 from jaxjd.jacobian import Explanation as Explanation
