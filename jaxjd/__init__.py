@@ -39,12 +39,14 @@ from jaxjd.transform import ExcessMTLState as ExcessMTLState
 from jaxjd.transform import GradDropState as GradDropState
 from jaxjd.transform import MomentumConflictFreeState as MomentumConflictFreeState
 from jaxjd.transform import PartitionState as PartitionState
+from jaxjd.transform import PreconditionByRmsState as PreconditionByRmsState
 from jaxjd.transform import aggregate as aggregate
 from jaxjd.transform import aggregator as _aggregator
 from jaxjd.transform import excess_mtl as excess_mtl
 from jaxjd.transform import graddrop as graddrop
 from jaxjd.transform import momentum_conflict_free as momentum_conflict_free
 from jaxjd.transform import partition as partition
+from jaxjd.transform import precondition_by_rms as precondition_by_rms
 from jaxjd.transform import trimmed_mean as trimmed_mean
 from jaxjd.weighting import Weighting as Weighting
 
