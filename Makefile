@@ -13,19 +13,26 @@ PINNED := -c constraints.txt
 # The tests use small arrays: more threads within a test would only slow it down.
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS)
+# A banner of the theme about other software of its authors.
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest test-newest lint format clean
+.PHONY: help demo test test-slow test-oldest test-newest lint format docs docs-serve \
+	docs-check docs-examples clean
 
 help:
-	@echo "make demo         train a CNN on MNIST by Jacobian descent (4 minutes)"
-	@echo "make test         lint, then the whole test suite (7 minutes)"
-	@echo "make test-slow    the exhaustive checks that 'make test' leaves out"
-	@echo "make test-oldest  the tests with the oldest supported JAX"
-	@echo "make test-newest  the tests with the newest JAX, on Python 3.13"
-	@echo "make lint         formatting, style and types only"
-	@echo "make format       fix what the linter can, and fill in the tables of methods"
-	@echo "make clean        remove the virtual environments and the folder 'out'"
+	@echo "make demo          train a CNN on MNIST by Jacobian descent (4 minutes)"
+	@echo "make test          lint, then the whole test suite (7 minutes)"
+	@echo "make test-slow     the exhaustive checks that 'make test' leaves out"
+	@echo "make test-oldest   the tests with the oldest supported JAX"
+	@echo "make test-newest   the tests with the newest JAX, on Python 3.13"
+	@echo "make lint          formatting, style and types only"
+	@echo "make format        fix what the linter can, and fill in the tables of methods"
+	@echo "make docs          build the site into out/site; warnings are errors"
+	@echo "make docs-serve    show the site, and build it anew whenever a file changes"
+	@echo "make docs-check    look at every page in Chromium, which must be installed"
+	@echo "make docs-examples run the examples, and keep their output for the site"
+	@echo "make clean         remove the virtual environments and the folder 'out'"
 
 # Update pip first: the dependency groups below need a recent one.
 $(VENV)/made: constraints.txt
@@ -42,6 +49,10 @@ $(VENV)/test: $(VENV)/made pyproject.toml constraints.txt
 
 $(VENV)/demo: $(VENV)/made pyproject.toml constraints.txt
 	$(BIN)/python $(PIP) $(PINNED) --editable '.[examples]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/made pyproject.toml constraints.txt
+	$(BIN)/python $(PIP) $(PINNED) --editable '.[flax]' --group docs --group test
 	touch $@
 
 # Without torch and Flax: the tests that need them are skipped.
@@ -61,16 +72,16 @@ demo: $(VENV)/demo
 	$(BIN)/python examples/mnist_iwrm.py
 
 test: lint
-	$(BIN)/python $(PYTEST) -m 'not slow'
+	$(BIN)/python $(PYTEST) -m 'not slow and not browser'
 
 test-slow: $(VENV)/test
 	$(BIN)/python $(PYTEST) -m slow
 
 test-oldest: $(VENV)-oldest/test
-	$(VENV)-oldest/bin/python $(PYTEST) -m 'not slow'
+	$(VENV)-oldest/bin/python $(PYTEST) -m 'not slow and not browser'
 
 test-newest: $(VENV)-newest/test
-	$(VENV)-newest/bin/python $(PYTEST) -m 'not slow'
+	$(VENV)-newest/bin/python $(PYTEST) -m 'not slow and not browser'
 
 lint: $(VENV)/test
 	$(BIN)/ruff format --check .
@@ -82,6 +93,18 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -m docs.tables
+
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/docs
+	$(BIN)/mkdocs serve --strict --watch jaxjd --watch interop
+
+docs-examples: $(VENV)/demo
+	$(BIN)/python -m docs.run_examples
+
+docs-check: docs
+	$(BIN)/python -m pytest -m browser
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest out

@@ -27,6 +27,12 @@ def to_jax(tensor: Shaped[torch.Tensor, "..."]) -> Shaped[jax.Array, "..."]:
     **Raises:** `TypeError` if `tensor` is not a tensor. `ValueError` for a dtype that
     JAX would narrow (float64 and int64 unless `jax.enable_x64`), for strides with gaps,
     and for a view that does not start on a boundary of 64 bytes.
+
+    **Example:**
+
+    >>> import interop, torch
+    >>> interop.to_jax(torch.arange(3.0))
+    Array([0., 1., 2.], dtype=float32)
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
@@ -64,6 +70,12 @@ def to_torch(array: Shaped[jax.Array, "..."]) -> Shaped[torch.Tensor, "..."]:
 
     **Raises:** `TypeError` if `array` is not a concrete JAX array, for example a NumPy
     array or a tracer.
+
+    **Example:**
+
+    >>> import interop
+    >>> interop.to_torch(jnp.arange(3.0))
+    tensor([0., 1., 2.])
     """
     if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
         raise TypeError(

@@ -85,6 +85,18 @@ def to_linen(
 
     **Raises:** `ValueError` if a layer or tensor is missing or left over, has a shape
     that Flax does not expect, or is of a kind that is not in this module's table.
+
+    **Example:**
+
+    >>> import flax, interop, torch
+    >>> layers = torch.nn.ModuleDict({"head": torch.nn.Linear(2, 1)})
+    >>> class Model(flax.linen.Module):
+    ...     @flax.linen.compact
+    ...     def __call__(self, x):
+    ...         return flax.linen.Dense(1, name="head")(x)
+    >>> like = jax.eval_shape(Model().init, jax.random.key(0), jnp.ones((1, 2)))
+    >>> interop.to_linen(layers.state_dict(), like)["params"]["head"]["kernel"].shape
+    (2, 1)
     """
     leaves = traverse_util.flatten_dict(variables)
     strays = {path[0] for path in leaves} - {"params", "batch_stats"}
@@ -128,6 +140,19 @@ def to_nnx(
     **Returns:** the parameters and the batch statistics.
 
     **Raises:** the errors of `to_linen`.
+
+    **Example:**
+
+    >>> from flax import nnx
+    >>> import interop, torch
+    >>> class Model(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.head = nnx.Linear(2, 1, rngs=rngs)
+    >>> layers = torch.nn.ModuleDict({"head": torch.nn.Linear(2, 1)})
+    >>> model = Model(nnx.Rngs(0))
+    >>> nnx.update(model, interop.to_nnx(layers.state_dict(), model))
+    >>> model.head.kernel.shape
+    (2, 1)
     """
     state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     leaves = dict(nnx.to_flat_state(state))

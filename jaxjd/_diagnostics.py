@@ -60,6 +60,13 @@ def diagnostics(
 
     **Raises:** `ValueError` or `TypeError` if `gramian` is not a square matrix of real
     numbers, or `weights` or `mask` do not have m entries.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> shown = jaxjd.diagnostics(J @ J.T, jnp.array([0.5, 0.5]))
+    >>> shown.agreement, shown.conflicting
+    (Array([-0.2722,  0.7493], dtype=float32), Array(1., dtype=float32))
     """
     G = check_gramian(gramian)
     m = len(G)

@@ -28,10 +28,11 @@ def matmul(a: Array, b: Array) -> Array:
 
 def symmetric(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """The symmetric matrix with this upper triangle."""
-    # A gather, because XLA turns the transpose of a product into a product of
-    # transposes, which is rounded differently.
-    row, column = np.indices(upper.shape)
-    return upper[np.minimum(row, column), np.maximum(row, column)]
+    # The barrier keeps XLA from turning the transpose of a product into a product of
+    # transposes, which is rounded differently. The mask is a constant of one byte per
+    # entry: XLA would take minutes to fold a comparison of indices for m = 4096.
+    upper = lax.optimization_barrier(upper)
+    return jnp.where(np.tri(len(upper), k=-1, dtype=bool), upper.T, upper)
 
 
 def symmetric_part(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:

@@ -318,7 +318,9 @@ def flat_rows(rows: Array) -> Array:
         missing = 0 if few else -rows.shape[1] % devices
         return jnp.pad(rows, ((0, 0), (0, missing))) if missing else rows
 
-    return automatically(flat, rows, spec=PartitionSpec(spec[0], None))
+    flattened = automatically(flat, rows, spec=PartitionSpec(spec[0], None))
+    # Else XLA moves the rows before they are flat, and then may have to gather them.
+    return as_examples(flattened)
 
 
 def spec_of_entries(shape: tuple[int, ...], mesh: AbstractMesh) -> PartitionSpec:

@@ -134,6 +134,16 @@ def value_and_jac(
     **Raises:** as [`jaxjd.value_and_jac`][]; `TypeError` if the differentiated argument
     is not an nnx model or `wrt` not a type of variables; `ValueError` if a per-example
     function writes anything but random streams, batch statistics in particular.
+
+    **Example:**
+
+    >>> from flax import nnx
+    >>> def losses(model):
+    ...     return model(jnp.eye(2))[:, 0] ** 2
+    >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    >>> values, jac = jaxjd.nnx.value_and_jac(losses)(model)
+    >>> jac.num_losses
+    2
     """
     jacobian.check_fun(fun)
     check_wrt(wrt)
@@ -181,6 +191,13 @@ def explain(
     [`jaxjd.Explanation`][] to print. It leaves the model as it is.
 
     **Raises:** as [`jaxjd.nnx.value_and_jac`][].
+
+    **Example:**
+
+    >>> from flax import nnx
+    >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    >>> jaxjd.nnx.explain(lambda model: model(jnp.eye(2))[:, 0])(model).num_losses
+    2
     """
     jacobian.check_fun(fun)
     check_wrt(wrt)

@@ -27,6 +27,15 @@ def concatenate(jacobians: PyTree[Jacobian]) -> Jacobian:
 
     **Raises:** `TypeError` if something in `jacobians` is not a Jacobian; `ValueError`
     if there is none, or if their parameters differ in structure or shape.
+
+    **Example:**
+
+    >>> def equation(w, x):
+    ...     return (w * x - 1.0) ** 2
+    >>> inside = jaxjd.jac(equation, in_axes=(None, 0))(jnp.array(2.0), jnp.ones(3))
+    >>> boundary = jaxjd.jac(lambda w: w**2)(jnp.array(2.0))
+    >>> jaxjd.concatenate([inside, boundary]).squared_norms()
+    Array([ 4.,  4.,  4., 16.], dtype=float32)
     """
     found, outer = jax.tree.flatten(
         jacobians, is_leaf=lambda x: isinstance(x, Jacobian)

@@ -34,6 +34,18 @@ class Jacobian(metaclass=ExplainsItself):
 
     It can be copied by `copy.deepcopy`, but not pickled: it holds the traced function,
     which only this process knows. Save the parameters, or `jac.dense()`.
+
+    **Example:**
+
+    >>> jac = jaxjd.jac(lambda x: jnp.stack([x @ x, x.sum()]))(jnp.array([1.0, 2.0]))
+    >>> jac.gramian()
+    Array([[20.,  6.],
+           [ 6.,  2.]], dtype=float32)
+    >>> jac.vjp(jnp.array([0.5, 0.5]))
+    Array([1.5, 2.5], dtype=float32)
+    >>> jac.dense()
+    Array([[2., 4.],
+           [1., 1.]], dtype=float32)
     """
 
     _operator: engine.Operator

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxjd._checks import check_real
+from jaxjd._names import names_of
 from jaxjd._typing import PyTree
 
 
@@ -44,6 +45,11 @@ class Losses:
     @property
     def num_losses(self) -> int:
         return sum(self.sizes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of each loss, in the order of the rows."""
+        return names_of(self.structure, self.shapes)
 
     def as_shapes(self) -> PyTree[list[int]]:
         return jax.tree.unflatten(self.structure, list(map(list, self.shapes)))

@@ -137,6 +137,17 @@ def value_and_jac(
     same if a differentiated argument, a loss or the auxiliary output is not as
     described, if a per-example function uses batch normalisation in training mode, or
     if the structured method is to take a function of all losses in chunks.
+
+    **Example:**
+
+    >>> def losses(x):
+    ...     return (x - jnp.array([1.0, -1.0])) ** 2
+    >>> values, jac = jaxjd.value_and_jac(losses)(jnp.array(3.0))
+    >>> values
+    Array([ 4., 16.], dtype=float32)
+    >>> jac.gramian()
+    Array([[16., 32.],
+           [32., 64.]], dtype=float32)
     """
     check_fun(fun)
     check_method(method)
@@ -218,6 +229,15 @@ def jac(
     [`jaxjd.Jacobian`][], or with `has_aux` the pair of it and the auxiliary output.
 
     **Raises:** as [`jaxjd.value_and_jac`][].
+
+    **Example:**
+
+    >>> def loss(w, x, y):  # Of one example.
+    ...     return (x @ w - y) ** 2
+    >>> x, y = jnp.eye(2), jnp.zeros(2)
+    >>> jaxjd.jac(loss, in_axes=(None, 0, 0))(jnp.ones(2), x, y).gramian()
+    Array([[4., 0.],
+           [0., 4.]], dtype=float32)
     """
     both = value_and_jac(
         fun,
@@ -261,6 +281,15 @@ def explain(
     Jacobian are formed because no rule covers an operation, which one that is.
 
     **Raises:** as [`jaxjd.value_and_jac`][].
+
+    **Example:**
+
+    >>> def loss(w, x, y):
+    ...     return (x @ w - y) ** 2
+    >>> x, y = jnp.eye(2), jnp.zeros(2)
+    >>> explanation = jaxjd.explain(loss, in_axes=(None, 0, 0))(jnp.ones(2), x, y)
+    >>> explanation.method, explanation.reason
+    ('structured', 'the function is written for one example')
     """
     check_fun(fun)
     check_method(method)

@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxjd._checks import check_number, check_vector
+from jaxjd._checks import check_number
 from jaxjd._numerics import like, root
 from jaxjd._typing import PerLoss
 from jaxjd.scalarization._scalarizer import Scalarizer, stateless, sum_of_present
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 
 
 def cosmos(
@@ -21,7 +21,7 @@ def cosmos(
     other preferences end at other points of the Pareto front.
 
     In the paper the network also gets $r$ as an input, drawn anew for every batch. That
-    is left to the user: `preference` may be traced.
+    is left to the user: the update takes another `preference`, which may be traced.
 
     **Arguments:**
 
@@ -34,18 +34,23 @@ def cosmos(
     the preference does not have m entries.
 
     **Reference:** Ruchte & Grabocka (2021), arXiv:2103.13392.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.cosmos(penalty=1.0)
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 4.0]))
+    (Array(1.6425, dtype=float32), Array([0.3789, 0.5303], dtype=float32))
     """
     strength = check_number("penalty", penalty, "[0, inf)")
-    weights = None
-    if preference is not None:
-        weights = check_vector("preference", preference, nonnegative=True)
+    chosen = Preference(preference)
 
-    def scalar(values: Float[Array, " m"], mask: Bool[Array, " m"]) -> Float[Array, ""]:
-        r = preference_or_mean(weights, values, mask)
+    def scalar(
+        values: Float[Array, " m"], mask: Bool[Array, " m"], r: Float[Array, " m"]
+    ) -> Float[Array, ""]:
         total = sum_of_present(r * values, mask)
         lengths = root((r * r).sum()) * root(sum_of_present(values * values, mask))
         zero = lengths == 0
         cosine = jnp.where(zero, 0, total / jnp.where(zero, 1, lengths))
         return total - like(strength, values) * cosine
 
-    return stateless("cosmos", scalar)
+    return stateless("cosmos", scalar, preference=chosen)

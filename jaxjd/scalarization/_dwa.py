@@ -62,6 +62,13 @@ def dwa(
     range. When used, `ValueError` if there are not `num_losses` losses.
 
     **Reference:** Liu et al. (2019), arXiv:1803.10704, equation 7.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.dwa(num_losses=2, epoch_steps=100)
+    >>> scalar, state = scalarizer.update(jnp.array([1.0, 4.0]), scalarizer.init())
+    >>> scalar
+    Array(5., dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     period = check_integer("epoch_steps", epoch_steps, least=1)

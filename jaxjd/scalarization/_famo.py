@@ -94,6 +94,16 @@ def famo(
 
     **Reference:** Liu et al. (2023), arXiv:2306.03792. The weights are scaled to sum 1
     as in the code of the authors.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.famo(num_losses=2)
+    >>> losses, after = jnp.array([1.0, 4.0]), jnp.array([0.9, 3.9])
+    >>> scalar, state = scalarizer.update(
+    ...     losses, scalarizer.init(), losses_after=after
+    ... )
+    >>> scalar
+    Array(1.109, dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     bounds = check_reference(reference)

@@ -20,6 +20,12 @@ def geometric_mean() -> Scalarizer:
 
     **Reference:** Chennupati et al. (2019), MultiNet++: Multi-Stream Feature
     Aggregation and Geometric Loss Strategy for Multi-Task Learning.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.geometric_mean()
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 4.0]))
+    (Array(2., dtype=float32), Array([1.  , 0.25], dtype=float32))
     """
     return stateless("geometric_mean", of_present, check=check_not_negative)
 

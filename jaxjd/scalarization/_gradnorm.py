@@ -90,6 +90,16 @@ def gradnorm(
     not given, or there are not `num_losses` losses.
 
     **Reference:** Chen et al. (2018), arXiv:1711.02257, equation 2 and Algorithm 1.
+
+    **Example:**
+
+    >>> params = jnp.zeros(3)
+    >>> tx = jaxjd.gradnorm(num_losses=2)
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> losses = jnp.array([1.0, 4.0])
+    >>> update, state = tx.update(J, tx.init(params), params, losses=losses)
+    >>> update
+    Array([2., 2., 2.], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     power = check_number("alpha", alpha, "[0, inf)")

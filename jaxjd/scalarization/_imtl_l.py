@@ -33,6 +33,13 @@ def imtl_l(
 
     **Reference:** Liu et al. (2021), Towards Impartial Multi-task Learning, section
     3.2, with $a = e$ and $b = 1$.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.imtl_l(num_losses=2)
+    >>> scalar, state = scalarizer.update(jnp.array([1.0, 4.0]), scalarizer.init())
+    >>> scalar
+    Array(5., dtype=float32)
     """
     return learned("imtl_l", scaled_sum, num_losses, optimizer)
 

@@ -19,12 +19,26 @@ from jaxjd.weighting._losses import flat_losses
 
 
 def mean() -> Scalarizer:
-    """The mean of the losses that are present: see [`jaxjd.weighting.mean`][]."""
+    """The mean of the losses that are present: see [`jaxjd.weighting.mean`][].
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.mean()
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 4.0]))
+    (Array(2.5, dtype=float32), Array([0.5, 0.5], dtype=float32))
+    """
     return linear(weightings.mean())
 
 
 def sum() -> Scalarizer:
-    """The sum of the losses that are present: see [`jaxjd.weighting.sum`][]."""
+    """The sum of the losses that are present: see [`jaxjd.weighting.sum`][].
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.sum()
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 4.0]))
+    (Array(5., dtype=float32), Array([1., 1.], dtype=float32))
+    """
     return linear(weightings.sum())
 
 
@@ -36,6 +50,12 @@ def constant(weights: PerLoss) -> Scalarizer:
     - `weights`: m numbers, of any sign.
 
     **Raises:** as [`jaxjd.weighting.constant`][].
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.constant([1.0, 2.0])
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 4.0]))
+    (Array(9., dtype=float32), Array([1., 2.], dtype=float32))
     """
     return linear(weightings.constant(weights))
 
@@ -50,6 +70,13 @@ def random(key: int | Key[Array, ""] = 0) -> Scalarizer:
     **Raises:** `TypeError` if `key` is neither of these.
 
     **Reference:** Lin et al. (2022), arXiv:2111.10603, Algorithm 2.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.random(key=0)
+    >>> scalar, state = scalarizer.update(jnp.array([1.0, 4.0]), scalarizer.init())
+    >>> scalar
+    Array(2.8009, dtype=float32)
     """
     return linear(weightings.random(key))
 

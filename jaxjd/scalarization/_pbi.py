@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd._checks import check_number, check_vector
+from jaxjd._checks import check_number
 from jaxjd._numerics import like, root
 from jaxjd._typing import PerLoss
 from jaxjd.scalarization._reference import above, check_reference
 from jaxjd.scalarization._scalarizer import Scalarizer, stateless
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 
 # The rounding of a point on the line is about one, so its gradient is at most a
 # hundredth of the penalty there.
@@ -42,16 +42,21 @@ def pbi(
 
     **Reference:** Zhang & Li (2007), MOEA/D: A Multiobjective Evolutionary Algorithm
     Based on Decomposition, section II.C.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.pbi(penalty=5.0)
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 4.0]))
+    (Array(14.1421, dtype=float32), Array([-2.8284,  4.2426], dtype=float32))
     """
     theta = check_number("penalty", penalty, "[0, inf)")
-    weights = None
-    if preference is not None:
-        weights = check_vector("preference", preference, nonnegative=True)
+    chosen = Preference(preference)
     point = check_reference(reference)
 
-    def scalar(values: Float[Array, " m"], mask: Bool[Array, " m"]) -> Float[Array, ""]:
+    def scalar(
+        values: Float[Array, " m"], mask: Bool[Array, " m"], w: Float[Array, " m"]
+    ) -> Float[Array, ""]:
         f = jnp.where(mask, above(point, values), 0)
-        w = preference_or_mean(weights, values, mask)
         length = root((w * w).sum())
         u = w / jnp.where(length > 0, length, 1)
         along = (u * f).sum()
@@ -60,4 +65,4 @@ def pbi(
         floor = lax.stop_gradient(rounding**2 * (f * f).sum())
         return along + like(theta, values) * root((across * across).sum() + floor)
 
-    return stateless("pbi", scalar)
+    return stateless("pbi", scalar, preference=chosen)

@@ -14,7 +14,7 @@ A `mask` says which losses are missing from a batch. The scalar is that of the o
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -26,6 +26,8 @@ from jaxjd._checks import check_mask, present_only
 from jaxjd._typing import PyTree
 from jaxjd.weighting import Weighting
 from jaxjd.weighting._losses import flat_losses, needed_losses
+from jaxjd.weighting._preference import Preference
+from jaxjd.weighting._weighting import Taken, preferred_by, taken
 
 
 class ScalarizerUpdate(Protocol):
@@ -53,6 +55,7 @@ class Scalarizer:
       must accept and ignore extra arguments that it does not know.
     - `weighting`: the same as a [`jaxjd.Weighting`][]. By default it differentiates
       `update`, so its weights are the gradient of the scalar in the losses.
+    - `takes`: which extra arguments `update` has, as for [`jaxjd.Weighting`][].
 
     A scalarizer whose state is empty can be called: `scalar = scalarizer(losses)`.
     [`jaxjd.aggregate`][] makes a transformation of it. One with a state goes through
@@ -66,15 +69,27 @@ class Scalarizer:
         params, state, batch
     )
     ```
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.Scalarizer(
+    ...     tuple, lambda losses, state, **extra_args: (losses.max(), state)
+    ... )
+    >>> scalarizer(jnp.array([1.0, 4.0]))
+    Array(4., dtype=float32)
+    >>> tx = optax.chain(jaxjd.aggregate(scalarizer), optax.adam(1e-3))
     """
 
     init: Callable[[], Any]
     update: ScalarizerUpdate
     weighting: Weighting = None  # type: ignore[assignment]
+    takes: Collection[Taken] = ()
 
     def __post_init__(self) -> None:
         if self.weighting is None:
-            weighting = gradient_of(self.init, self.update, "this scalarizer")
+            weighting = gradient_of(
+                self.init, self.update, "this scalarizer", takes=self.takes
+            )
             object.__setattr__(self, "weighting", weighting)
 
     def __iter__(self) -> Iterator[Any]:
@@ -106,6 +121,7 @@ def gradient_of(
     update: ScalarizerUpdate,
     method: str,
     check: Callable[[Float[Array, " m"], Bool[Array, " m"]], None] | None = None,
+    takes: Collection[Taken] = (),
 ) -> Weighting:
     """The weighting whose weights are the gradient of a scalarizer in the losses.
 
@@ -125,7 +141,7 @@ def gradient_of(
         gradient, new = jax.grad(scalar, has_aux=True)(values)
         return jnp.where(finite_losses(values, present), gradient, jnp.nan), new
 
-    return Weighting(init, weights, reads="shape")
+    return Weighting(init, weights, "shape", takes)
 
 
 def finite_losses(
@@ -141,6 +157,7 @@ def scalarizer(
     init: Callable[[], Any] = optax.EmptyState,
     *,
     check: Callable[[Float[Array, " m"], Bool[Array, " m"]], None] | None = None,
+    takes: Collection[Taken] = (),
 ) -> Scalarizer:
     """Make a scalarizer from a function.
 
@@ -151,6 +168,7 @@ def scalarizer(
       values are one vector, float32 or wider, and 1 for the losses that are missing.
     - `init`: makes the state.
     - `check`: raises an error if the values, which may be traced, are out of range.
+    - `takes`: which extra arguments `scalar` has.
     """
 
     def update(losses, state, /, *, mask=None, **extra_args):
@@ -162,22 +180,27 @@ def scalarizer(
         values = jnp.where(present, values, 1)
         return scalar(values, present, state, **extra_args)
 
-    return Scalarizer(init, update, gradient_of(init, update, method, check))
+    weighting = gradient_of(init, update, method, check, takes)
+    return Scalarizer(init, update, weighting, takes)
 
 
 def stateless(
     method: str,
-    scalar: Callable[[Float[Array, " m"], Bool[Array, " m"]], Float[Array, ""]],
+    scalar: Callable[..., Float[Array, ""]],
     *,
     check: Callable[[Float[Array, " m"], Bool[Array, " m"]], None] | None = None,
+    preference: Preference | None = None,
 ) -> Scalarizer:
-    """Make a scalarizer from a function of the losses and the mask."""
+    """Make a scalarizer from a function of the losses and the mask.
+
+    For a method that has a preference, the preferred weights are its last argument.
+    """
 
     def with_state(values, mask, state, **extra_args):
-        del extra_args  # For other links of the chain.
-        return scalar(values, mask), state
+        preferred = preferred_by(preference, values, mask, extra_args)
+        return scalar(values, mask, *preferred), state
 
-    return scalarizer(method, with_state, check=check)
+    return scalarizer(method, with_state, check=check, takes=taken(preference))
 
 
 def sum_of_present(

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxjd._checks import check_number, check_vector
+from jaxjd._checks import check_number
 from jaxjd._numerics import like
 from jaxjd._typing import PerLoss
 from jaxjd.scalarization._reference import above, check_reference
 from jaxjd.scalarization._scalarizer import Scalarizer, stateless
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 
 
 def stch(
@@ -37,17 +37,23 @@ def stch(
     `ValueError` if a vector does not have m entries.
 
     **Reference:** Lin et al. (2024), arXiv:2402.19078.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.stch(smoothing=0.1)
+    >>> jax.value_and_grad(scalarizer)(jnp.array([1.0, 1.2]))
+    (Array(0.6313, dtype=float32), Array([0.1345, 0.3655], dtype=float32))
     """
     mu = check_number("smoothing", smoothing, "(0, inf)")
-    weights = None
-    if preference is not None:
-        weights = check_vector("preference", preference, nonnegative=True)
+    chosen = Preference(preference)
     point = check_reference(reference)
 
     def soft_maximum(
-        values: Float[Array, " m"], mask: Bool[Array, " m"]
+        values: Float[Array, " m"],
+        mask: Bool[Array, " m"],
+        preferred: Float[Array, " m"],
     ) -> Float[Array, ""]:
-        weighted = preference_or_mean(weights, values, mask) * above(point, values)
+        weighted = preferred * above(point, values)
         smooth = like(mu, values)
         # As in appendix B.1: without the maximum, the quotients do not overflow.
         largest = lax.stop_gradient(jnp.max(weighted, where=mask, initial=-jnp.inf))
@@ -56,4 +62,4 @@ def stch(
         soft = smooth * jax.nn.logsumexp(exponents) + largest
         return jnp.where(mask.any(), soft, 0)
 
-    return stateless("stch", soft_maximum)
+    return stateless("stch", soft_maximum, preference=chosen)

@@ -32,6 +32,13 @@ def uw(
 
     **Reference:** Kendall et al. (2018), arXiv:1705.07115, equation 7, with $s = \log
     \sigma^2$. The default rate is that of GradNorm's paper for both.
+
+    **Example:**
+
+    >>> scalarizer = jaxjd.scalarization.uw(num_losses=2)
+    >>> scalar, state = scalarizer.update(jnp.array([1.0, 4.0]), scalarizer.init())
+    >>> scalar
+    Array(2.5, dtype=float32)
     """
     return learned("uw", uncertain_sum, num_losses, optimizer)
 

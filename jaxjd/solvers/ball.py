@@ -79,6 +79,13 @@ def maximise_on_ball(
 
     **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and its dual, in
     algorithm 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> u = jnp.array([0.5, 0.5])
+    >>> u + jaxjd.solvers.maximise_on_ball(J @ J.T, u, 0.5).solution
+    Array([0.7041, 0.5   ], dtype=float32)
     """
     G = check_gramian(gramian)
     c = like(check_number("c", c, "[0, inf)"), G)

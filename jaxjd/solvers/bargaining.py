@@ -66,6 +66,13 @@ def bargain(
 
     **Reference:** Navon et al. (2022), arXiv:2202.01017, equation 2, for $\alpha = 1$;
     Ban & Ji (2024), arXiv:2402.15638, equation 4.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weights = jaxjd.solvers.bargain(J @ J.T).solution
+    >>> weights * (J @ J.T @ weights)
+    Array([1., 1.], dtype=float32)
     """
     G = check_gramian(gramian)
     check_max_iterations(max_iterations)

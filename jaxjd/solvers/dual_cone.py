@@ -108,6 +108,13 @@ def project_dual_cone(
     `method` is unknown or `max_iterations` is below 1.
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, Proposition 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> projection = jaxjd.solvers.project_dual_cone(jnp.eye(2) / 2, J @ J.T)
+    >>> projection.solution.sum(axis=0)  # The weights of UPGrad.
+    Array([1.1111, 0.7895], dtype=float32)
     """
     check_regularisation(noise_eps, norm_eps, reg_eps)
     G = check_gramian(gramian)

@@ -67,6 +67,13 @@ def least_distance(
 
     **Reference:** Lawson & Hanson (1974), Solving Least Squares Problems, chapter 23,
     for least distance as nonnegative least squares.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> found = jaxjd.solvers.least_distance(J @ J.T, jnp.array([1.0, 1.0]))
+    >>> J @ (found.solution @ J)  # The progress along the shortest step.
+    Array([1., 1.], dtype=float32)
     """
     G = check_gramian(gramian)
     check_max_iterations(max_iterations)

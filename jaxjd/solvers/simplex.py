@@ -57,6 +57,12 @@ def minimise_on_simplex(
     1.
 
     **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.solvers.minimise_on_simplex(J @ J.T).solution
+    Array([0.6, 0.4], dtype=float32)
     """
     G = check_gramian(gramian)
     check_max_iterations(max_iterations)

@@ -20,7 +20,7 @@ from jaxjd._numerics import accumulation_dtype
 from jaxjd._typing import PyTree
 from jaxjd.jacobian import Jacobian
 from jaxjd.scalarization import Scalarizer
-from jaxjd.transform._arguments import check_extra_args, in_order
+from jaxjd.transform._arguments import check_extra_args, in_order, preference_in
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._grouping import Grouping, check_group, groups_of
 from jaxjd.transform._parts import applied_to, joined, parts_of
@@ -70,8 +70,11 @@ def aggregate(
     losses, False for the losses that are missing from this batch. The update is what it
     would be without them. Their gradients must still be finite: a missing loss that is
     NaN makes the update NaN. Some weightings take `losses`, `losses_after` or
-    `cross_gramian` too. Other extra arguments are ignored, as the links of optax do,
-    but a name that is close to one of these gives a warning.
+    `cross_gramian` too. Those that are made with a `preference` also take one here, m
+    numbers or a pytree of them like the losses, and this one is used. It may be traced:
+    so a schedule or `jax.vmap` can change it without another compilation. Other extra
+    arguments are ignored, as the links of optax do, but a name that is close to one of
+    these gives a warning.
 
     **Arguments:**
 
@@ -112,12 +115,19 @@ def aggregate(
     arrays; `ValueError` if the arrays do not have the shapes of the parameters behind
     one leading axis (an ordinary gradient), if there are not `num_losses` losses, if a
     part of the parameters was masked out by `optax.masked` or `optax.partition` (use
-    [`jaxjd.partition`][]), if the weighting does not return m weights, or if the
-    function does not name the features.
+    [`jaxjd.partition`][]), if the weighting does not return m weights, if it is given a
+    `preference` and has none, or if the function does not name the features.
 
     **References:** Quinton & Rey (2024), arXiv:2406.16232, section 2.2; for `features`
     Sener & Koltun (2018), arXiv:1810.04650, section 3.3; for `group` Wang et al.
     (2021), arXiv:2010.05874, section 3.
+
+    **Example:**
+
+    >>> tx = jaxjd.aggregate(lambda gramian: 1 / jnp.diag(gramian))
+    >>> params, J = jnp.zeros(2), jnp.array([[2.0, 0.0], [0.0, 4.0]])
+    >>> tx.update(J, tx.init(params), params)[0]
+    Array([0.5 , 0.25], dtype=float32)
     """
     check_aggregated(weighting)
     if isinstance(weighting, Scalarizer):
@@ -163,6 +173,13 @@ def aggregate(
             for name in ("losses", "losses_after")
             if name in extra_args
         }
+        takes = weighting.takes if isinstance(weighting, Weighting) else ()
+        preference = preference_in(extra_args, jacobian, has_one="preference" in takes)
+        extra_args.pop("preference", None)
+        if preference is not None:
+            extra_args["preference"] = preference
+        if "loss_names" in takes:
+            extra_args["loss_names"] = jacobian._losses.names
         if isinstance(weighting, Weighting):
             reads = weighting.reads
             weigh: Any = partial(weighting.update, mask=mask, **extra_args)

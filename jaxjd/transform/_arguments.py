@@ -3,7 +3,7 @@
 import difflib
 import warnings
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,14 @@ from jaxjd._typing import PyTree
 from jaxjd.jacobian import Jacobian, as_prefix
 
 # The extra arguments that some aggregators take.
-EXTRA_ARGS = ("mask", "losses", "losses_after", "cross_gramian", "index")
+EXTRA_ARGS = (
+    "mask",
+    "losses",
+    "losses_after",
+    "cross_gramian",
+    "preference",
+    "index",
+)
 
 Leaf = TypeVar("Leaf")
 
@@ -32,6 +39,48 @@ def check_extra_args(extra_args: Mapping[str, Any]) -> None:
                 f"does not know and ignores. Did you mean `{meant}`?",
                 stacklevel=3,
             )
+
+
+class Offered:
+    """A preference that a partition offers to its groups, one of which must take it.
+
+    Not all groups need to have one: the heads of a network may have `jaxjd.sum()`.
+    """
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+        self.taken = False
+
+
+def preference_in(
+    extra_args: Mapping[str, Any], jacobian: Jacobian, *, has_one: bool
+) -> Any:
+    """The preference among the extra arguments, or None.
+
+    **Arguments:**
+
+    - `has_one`: whether the method takes one.
+
+    **Raises:** `ValueError` if it does not and was given one, or if the preference has
+    other names than the losses.
+    """
+    preference = extra_args.get("preference")
+    offered = isinstance(preference, Offered)
+    if not has_one and preference is not None and not offered:
+        refuse_preference()
+    if not has_one or preference is None:
+        return None
+    if offered:
+        preference.taken = True
+    values = preference.values if offered else preference
+    return in_order("preference", values, jacobian)
+
+
+def refuse_preference() -> NoReturn:
+    raise ValueError(
+        "`preference` is given to `update`, but this method has none. Those that have "
+        "one take it as an argument when they are made, as `jaxjd.upgrad` does."
+    )
 
 
 def in_order(name: str, values: Any, jacobian: Jacobian) -> Any:

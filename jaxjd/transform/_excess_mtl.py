@@ -10,7 +10,11 @@ from optax.experimental import aggregating
 
 from jaxjd._checks import check_integer, check_mask, check_number, known
 from jaxjd._numerics import accumulation_dtype, like, matmul
-from jaxjd.transform._arguments import check_extra_args, in_order
+from jaxjd.transform._arguments import (
+    check_extra_args,
+    in_order,
+    preference_in,
+)
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter
 
@@ -77,6 +81,15 @@ def excess_mtl(
     **Reference:** He et al. (2024), Robust multi-task learning with excess risks (ICML
     2024), equations 6, 7 and 9. As in their code and TorchJD, the current gradient is
     part of its $H_i$.
+
+    **Example:**
+
+    >>> params = jnp.zeros(3)
+    >>> tx = jaxjd.excess_mtl(num_losses=2)
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> update, state = tx.update(J, tx.init(params), params)
+    >>> update
+    Array([4.808, 1.   , 1.   ], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     eta = check_number("step_size", step_size, "(0, inf)")
@@ -107,6 +120,7 @@ def excess_mtl(
     ) -> tuple[optax.Updates, ExcessMTLState]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
+        preference_in(extra_args, jacobian, has_one=False)
         m = len(state.log_weights)
         if jacobian.num_losses != m:
             raise ValueError(

@@ -14,7 +14,11 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_key, check_length, check_mask, check_vector
 from jaxjd._numerics import accumulation_dtype
 from jaxjd.jacobian import Jacobian
-from jaxjd.transform._arguments import check_extra_args, in_order
+from jaxjd.transform._arguments import (
+    check_extra_args,
+    in_order,
+    preference_in,
+)
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, sum_over_rows
 
@@ -62,6 +66,15 @@ def graddrop(
     [`jaxjd.aggregate`][].
 
     **Reference:** Chen et al. (2020), arXiv:2010.06808, Algorithm 1, lines 10 to 15.
+
+    **Example:**
+
+    >>> params = jnp.zeros(3)
+    >>> tx = jaxjd.graddrop(key=0)
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> update, state = tx.update(J, tx.init(params), params)
+    >>> update
+    Array([6., 2., 2.], dtype=float32)
     """
     checked = None if leak is None else check_leak(leak)
     first_key = check_key(key)
@@ -86,6 +99,7 @@ def graddrop(
     ) -> tuple[optax.Updates, GradDropState]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
+        preference_in(extra_args, jacobian, has_one=False)
         following, now = jax.random.split(state.key)
         parameters, dtypes = jacobian._parameters, jacobian._operator.dtypes
         drawn = []

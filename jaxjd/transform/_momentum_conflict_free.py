@@ -12,7 +12,11 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_integer, check_mask, check_number, known
 from jaxjd._numerics import accumulation_dtype, like
 from jaxjd.jacobian import Jacobian
-from jaxjd.transform._arguments import check_extra_args, in_order
+from jaxjd.transform._arguments import (
+    check_extra_args,
+    in_order,
+    preference_in,
+)
 from jaxjd.transform._as_jacobian import as_jacobian, stacked
 from jaxjd.transform._rows import along_rows
 from jaxjd.weighting import conflict_free
@@ -81,6 +85,15 @@ def momentum_conflict_free(
     `index`, or the parameters are not those of `init`; and as [`jaxjd.aggregate`][].
 
     **Reference:** Liu et al. (2025), arXiv:2408.11104, Algorithm 1.
+
+    **Example:**
+
+    >>> params = jnp.zeros(3)
+    >>> tx = jaxjd.momentum_conflict_free(num_losses=2)
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> update, state = tx.update(J, tx.init(params), params)
+    >>> update
+    Array([1., 1., 1.], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     decays = check_number("b1", b1, "[0, 1)"), check_number("b2", b2, "[0, 1)")
@@ -111,6 +124,7 @@ def momentum_conflict_free(
     ) -> tuple[optax.Updates, MomentumConflictFreeState]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
+        preference_in(extra_args, jacobian, has_one=False)
         m = len(state.counts)
         mask = check_mask(in_order("mask", mask, jacobian), m)
         check_index(index, jacobian, m)

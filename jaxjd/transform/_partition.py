@@ -8,7 +8,14 @@ import optax
 from optax.experimental import aggregating
 
 from jaxjd._typing import PyTree
-from jaxjd.transform._arguments import check_extra_args, labels_of, needed, resolved
+from jaxjd.transform._arguments import (
+    Offered,
+    check_extra_args,
+    labels_of,
+    needed,
+    refuse_preference,
+    resolved,
+)
 from jaxjd.transform._as_jacobian import as_jacobian
 
 
@@ -27,6 +34,7 @@ def partition(
     Every group has its own Gramian. For multi-task learning with a shared trunk,
     `jaxjd.partition({"trunk": jaxjd.upgrad(), "heads": jaxjd.sum()}, labels)` settles
     conflicts where there are any, and gives each head the gradient of its own task.
+    Every group gets all extra arguments, and uses those that it knows.
 
     **Arguments:**
 
@@ -36,8 +44,18 @@ def partition(
 
     **Raises:** `TypeError` if `transforms` is not such a dict. When `init` or `update`
     is traced, `ValueError` if a label has no transformation or the labels do not fit
-    the parameters, `TypeError` if a label cannot be a key; and as
-    [`jaxjd.aggregate`][].
+    the parameters, or if `preference` is given and no group has one, `TypeError` if a
+    label cannot be a key; and as [`jaxjd.aggregate`][].
+
+    **Example:**
+
+    >>> params = {"trunk": jnp.zeros(2), "heads": jnp.zeros(2)}
+    >>> labels = {"trunk": "shared", "heads": "own"}
+    >>> tx = jaxjd.partition({"shared": jaxjd.mean(), "own": jaxjd.sum()}, labels)
+    >>> J = {"trunk": jnp.ones((2, 2)), "heads": jnp.eye(2)}
+    >>> update, state = tx.update(J, tx.init(params), params)
+    >>> update["heads"], update["trunk"]
+    (Array([1., 1.], dtype=float32), Array([1., 1.], dtype=float32))
     """
     check_transforms(transforms)
     transforms = {
@@ -91,6 +109,9 @@ def partition(
         structure = jax.tree.structure(params)
         merged: list[Any] = [None] * len(flat)
         groups = dict(state.groups)
+        preference = extra_args.get("preference")
+        if preference is not None and not isinstance(preference, Offered):
+            extra_args["preference"] = preference = Offered(preference)
         for label, transform in transforms.items():
             chosen = [x == label for x in flat]
             if not any(chosen):
@@ -107,6 +128,8 @@ def partition(
                 leaf if keep else before
                 for leaf, keep, before in zip(leaves, chosen, merged, strict=True)
             ]
+        if preference is not None and not preference.taken:
+            refuse_preference()
         return jax.tree.unflatten(structure, merged), PartitionState(groups)
 
     return aggregating.Aggregator(init_fn, update_fn)

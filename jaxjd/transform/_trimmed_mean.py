@@ -12,7 +12,11 @@ from optax.experimental import aggregating
 from jaxjd._checks import check_integer, check_mask
 from jaxjd._numerics import accumulation_dtype
 from jaxjd._sorting import sort
-from jaxjd.transform._arguments import check_extra_args, in_order
+from jaxjd.transform._arguments import (
+    check_extra_args,
+    in_order,
+    preference_in,
+)
 from jaxjd.transform._as_jacobian import as_jacobian
 from jaxjd.transform._rows import along_rows, by_parameter, fold
 
@@ -46,6 +50,14 @@ def trimmed_mean(num_trimmed: int | Int[Array, ""]) -> aggregating.Aggregator:
     [`jaxjd.aggregate`][].
 
     **Reference:** Yin et al. (2018), arXiv:1803.01498, Definition 2.
+
+    **Example:**
+
+    >>> params = jnp.zeros(2)
+    >>> tx = jaxjd.trimmed_mean(num_trimmed=1)
+    >>> J = jnp.array([[1.0, 0.0], [2.0, 9.0], [90.0, 1.0]])
+    >>> tx.update(J, tx.init(params), params)[0]
+    Array([2., 1.], dtype=float32)
     """
     dropped = check_integer("num_trimmed", num_trimmed, least=0)
 
@@ -59,6 +71,7 @@ def trimmed_mean(num_trimmed: int | Int[Array, ""]) -> aggregating.Aggregator:
     ) -> tuple[optax.Updates, Any]:
         check_extra_args(extra_args)
         jacobian = as_jacobian(updates, params)
+        preference_in(extra_args, jacobian, has_one=False)
         m = jacobian.num_losses
         if isinstance(dropped, int) and m < 2 * dropped + 1:
             raise ValueError(

@@ -5,11 +5,11 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_choice, check_vector
+from jaxjd._checks import check_choice
 from jaxjd._numerics import finite_or_nan
 from jaxjd._sharding import on_every_device
 from jaxjd._typing import PerLoss
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._spectrum import Spectrum, spectrum
 from jaxjd.weighting._weighting import Weighting, stateless
 
@@ -41,14 +41,17 @@ def aligned_mtl(
 
     **Reference:** Senushkin et al. (2023), Independent Component Alignment for
     Multi-Task Learning, Algorithm 1; its code for the other scale modes.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.aligned_mtl()(J @ J.T)
+    Array([0.5591, 0.4083], dtype=float32)
     """
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
+    chosen = Preference(preference)
     check_choice("scale_mode", scale_mode, SCALE_MODES)
 
-    def aligned_mtl_weights(gramian, mask):
-        preferred = preference_or_mean(checked, gramian, mask)
+    def aligned_mtl_weights(gramian, mask, preferred):
         of_gramian = spectrum(gramian)
         scale = chosen_scale(of_gramian, scale_mode)
         balanced = of_gramian.inverse_root(preferred, scale)
@@ -56,7 +59,7 @@ def aligned_mtl(
         # Eigenvectors are zero for missing losses only to rounding.
         return finite_or_nan(gramian, jnp.where(mask, weights, 0))
 
-    return stateless(on_every_device(aligned_mtl_weights))
+    return stateless(on_every_device(aligned_mtl_weights), preference=chosen)
 
 
 def chosen_scale(of_gramian: Spectrum, scale_mode: str) -> Float[Array, ""]:

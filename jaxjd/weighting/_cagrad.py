@@ -2,12 +2,12 @@
 
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_number, check_vector
+from jaxjd._checks import check_number
 from jaxjd._sharding import on_every_device
 from jaxjd._typing import PerLoss
 from jaxjd.solvers import maximise_on_ball
 from jaxjd.weighting._certified import certified
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._weighting import Weighting
 
 
@@ -42,15 +42,20 @@ def cagrad(
     the preference does not have m entries.
 
     **Reference:** Liu et al. (2021), arXiv:2110.14048, equation 3 and algorithm 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.cagrad(c=0.5)(J @ J.T)
+    Array([0.7041, 0.5   ], dtype=float32)
     """
     c = check_number("c", c, "[0, inf)")
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
+    chosen = Preference(preference)
 
-    def cagrad_weights(gramian, mask, state, _):
-        centre = preference_or_mean(checked, gramian, mask)
+    def cagrad_weights(gramian, mask, state, _, centre):
         best = maximise_on_ball(gramian, centre, c, mask=mask)
         return centre + best.solution, state, best.certificate
 
-    return certified(on_every_device(cagrad_weights), certificate=certificate)
+    return certified(
+        on_every_device(cagrad_weights), certificate=certificate, preference=chosen
+    )

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxjd._checks import present_only
 from jaxjd.solvers import Certificate
-from jaxjd.weighting._weighting import Weighting, keep_unless
+from jaxjd.weighting._preference import Preference
+from jaxjd.weighting._weighting import Weighting, keep_unless, preferred_by, taken
 
 
 class CertifiedState(NamedTuple):
@@ -27,10 +28,7 @@ class CertifiedState(NamedTuple):
     """What else the weighting keeps."""
 
 
-Solve = Callable[
-    [Float[Array, "m m"], Bool[Array, " m"], Any, Certificate],
-    tuple[Float[Array, " m"], Any, Certificate],
-]
+Solve = Callable[..., tuple[Float[Array, " m"], Any, Certificate]]
 
 
 def certified(
@@ -38,6 +36,7 @@ def certified(
     *,
     init: Callable[[], Any] = optax.EmptyState,
     certificate: bool,
+    preference: Preference | None = None,
 ) -> Weighting:
     """Make a weighting that solves a problem, and keeps the certificate on request.
 
@@ -48,16 +47,18 @@ def certified(
 
     - `solve`: from a checked Gramian, a mask, the state and the last certificate to the
       weights, the state and the certificate. It sees zeros in the rows and columns of
-      the losses that are missing.
+      the losses that are missing. With `preference`, the preferred weights are its last
+      argument.
     - `init`: makes the state.
     - `certificate`: whether it is kept.
+    - `preference`: that of the method, if it has one.
     """
 
     def update(gramian, state, /, *, mask=None, **extra_args):
-        del extra_args  # For other links of the chain.
         gramian, mask = present_only(gramian, mask)
+        preferred = preferred_by(preference, gramian, mask, extra_args)
         last, kept = state if certificate else (unused(), state)
-        weights, new, proof = solve(gramian, mask, kept, last)
+        weights, new, proof = solve(gramian, mask, kept, last, *preferred)
         finite = jnp.isfinite(gramian).all()
         weights = jnp.where(finite, weights, jnp.nan)
         proof = proof._replace(converged=proof.converged & finite)
@@ -67,7 +68,8 @@ def certified(
     def init_with_certificate():
         return CertifiedState(unused(), init())
 
-    return Weighting(init_with_certificate if certificate else init, update)
+    first = init_with_certificate if certificate else init
+    return Weighting(first, update, takes=taken(preference))
 
 
 def unused() -> Certificate:

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxjd._checks import check_choice, check_integer, check_vector
+from jaxjd._checks import check_choice, check_integer
 from jaxjd._numerics import finite_or_nan, matmul, unit_diagonal
 from jaxjd._sharding import on_every_device
 from jaxjd._typing import PerLoss
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._spectrum import spectrum
 from jaxjd.weighting._weighting import Weighting, stateless
 
@@ -52,20 +52,24 @@ def conflict_free(
     `conflictfree` for the other lengths. Both compute $\hat J^+$ from the Jacobian.
     From the Gramian, singular values of $\hat J$ below the root of m times the
     precision cannot be told from zero.
-    """
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
-    if isinstance(length, str):
-        chosen = check_choice("length", length, LENGTHS)
-    else:
-        chosen = check_integer("length", length, least=0)
 
-    def conflict_free_weights(gramian, mask):
-        preferred = preference_or_mean(checked, gramian, mask)
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.conflict_free()(J @ J.T)
+    Array([1.2265, 0.8441], dtype=float32)
+    """
+    chosen = Preference(preference)
+    if isinstance(length, str):
+        of = check_choice("length", length, LENGTHS)
+    else:
+        of = check_integer("length", length, least=0)
+
+    def conflict_free_weights(gramian, mask, preferred):
+        del mask  # The gradients of missing losses are zero.
         scaled = unit_diagonal(gramian)
         nonzero = scaled.norms > 0
-        lengths = jnp.where(nonzero, lengths_of(scaled.norms, chosen), 0)
+        lengths = jnp.where(nonzero, lengths_of(scaled.norms, of), 0)
         v = spectrum(scaled.C).pinv(jnp.where(nonzero, preferred, 0))
         # The inner products of x with the unit gradients, and with itself.
         inner = matmul(scaled.C, v)
@@ -75,7 +79,7 @@ def conflict_free(
         weights = jnp.where(zero, 0, multiple * v * scaled.inverse_norms)
         return finite_or_nan(gramian, weights)
 
-    return stateless(on_every_device(conflict_free_weights))
+    return stateless(on_every_device(conflict_free_weights), preference=chosen)
 
 
 def lengths_of(

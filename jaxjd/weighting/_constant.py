@@ -17,6 +17,12 @@ def constant(weights: PerLoss) -> Weighting:
 
     **Raises:** `ValueError` or `TypeError` if `weights` is not a vector of finite
     reals. When used, `ValueError` if it does not have m entries.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.constant([1.0, 2.0])(J @ J.T)
+    Array([1., 2.], dtype=float32)
     """
     checked = check_vector("weights", weights, nonnegative=False)
 

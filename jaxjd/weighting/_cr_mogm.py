@@ -68,6 +68,14 @@ def cr_mogm(
 
     **Reference:** Zhou et al. (2022), On the Convergence of Stochastic Multi-Objective
     Gradient Manipulation and Beyond, Algorithm 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.cr_mogm(jaxjd.weighting.mean(), num_losses=2)
+    >>> weights, state = weighting.update(J @ J.T, weighting.init())
+    >>> weights
+    Array([0.5, 0.5], dtype=float32)
     """
     check_weighting(weighting)
     size = check_integer("num_losses", num_losses, least=1)
@@ -105,4 +113,4 @@ def cr_mogm(
         kept = keep_unless(finite, new, state)._replace(weighting=inner)
         return jnp.where(mask, moved, 0), kept
 
-    return Weighting(init, update, weighting.reads)
+    return Weighting(init, update, weighting.reads, weighting.takes)

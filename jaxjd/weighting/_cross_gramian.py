@@ -38,4 +38,4 @@ def of_cross_gramian(name: str, weighting: Weighting) -> Weighting:
         cross_gramian = cross_gramian.astype(gramian.dtype)
         return weighting.update(cross_gramian, state, mask=mask, **extra_args)
 
-    return Weighting(weighting.init, update)
+    return Weighting(weighting.init, update, takes=weighting.takes)

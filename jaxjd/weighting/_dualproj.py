@@ -2,9 +2,8 @@
 
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_vector
 from jaxjd._typing import PerLoss
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._projection import projection
 from jaxjd.weighting._weighting import Weighting
 
@@ -29,13 +28,16 @@ def dualproj(
     **Reference:** Lopez-Paz & Ranzato (2017), arXiv:1706.08840, equation 11, where it
     constrains the gradient of the current task; Quinton & Rey (2024),
     arXiv:2406.16232, section 4, for the mean gradient.
-    """
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
 
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.dualproj()(J @ J.T)
+    Array([0.6111, 0.5   ], dtype=float32)
+    """
     return projection(
-        lambda gramian, mask: preference_or_mean(checked, gramian, mask),
+        Preference(preference),
+        lambda preferred: preferred,
         lambda m: (m,),
         noise_eps=noise_eps,
         norm_eps=norm_eps,

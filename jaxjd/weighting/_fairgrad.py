@@ -31,6 +31,12 @@ def fairgrad(
     **Raises:** `ValueError` or `TypeError` if `alpha` is not a number in (0, inf).
 
     **Reference:** Ban & Ji (2024), arXiv:2402.15638, equation 4.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.fairgrad(alpha=1.0)(J @ J.T)
+    Array([0.5915, 0.4071], dtype=float32)
     """
     alpha = check_number("alpha", alpha, "(0, inf)")
 

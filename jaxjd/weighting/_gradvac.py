@@ -68,6 +68,14 @@ def gradvac(
     range. When used, `ValueError` if there are not `num_losses` losses.
 
     **Reference:** Wang et al. (2021), arXiv:2010.05874, Algorithm 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.gradvac(num_losses=2)
+    >>> weights, state = weighting.update(J @ J.T, weighting.init())
+    >>> weights
+    Array([2.2222, 1.5789], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     numbers = (

@@ -27,6 +27,12 @@ def imtl_g() -> Weighting:
     **Reference:** Liu et al. (2021), Towards Impartial Multi-Task Learning, section
     3.1, gradient balance; Quinton & Rey (2024), arXiv:2406.16232, who generalise it to
     dependent gradients.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.imtl_g()(J @ J.T)
+    Array([0.5923, 0.4077], dtype=float32)
     """
     return stateless(on_every_device(imtl_g_weights))
 

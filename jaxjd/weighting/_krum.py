@@ -36,6 +36,12 @@ def krum(
 
     **Reference:** Blanchard et al. (2017), Machine Learning with Adversaries, section
     4, whose score sums squared distances. Here they are not squared, as in TorchJD.
+
+    **Example:**
+
+    >>> J = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.9, 0.0], [-9.0, 5.0]])
+    >>> jaxjd.weighting.krum(num_byzantine=1, num_selected=2)(J @ J.T)
+    Array([0.5, 0.5, 0. , 0. ], dtype=float32)
     """
     byzantine = check_integer("num_byzantine", num_byzantine, least=0)
     selected = check_integer("num_selected", num_selected, least=1)

@@ -1,8 +1,6 @@
 """Mean: let every loss count the same, as gradient descent does."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
-
+from jaxjd.weighting._preference import mean_weights
 from jaxjd.weighting._weighting import Weighting, stateless
 
 
@@ -11,13 +9,11 @@ def mean() -> Weighting:
 
     With a mask, m is the number of losses that are present. If there are none, the
     weights are zero.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.mean()(J @ J.T)
+    Array([0.5, 0.5], dtype=float32)
     """
     return stateless(mean_weights, reads="shape")
-
-
-def mean_weights(
-    gramian: Float[Array, "m m"], mask: Bool[Array, " m"]
-) -> Float[Array, " m"]:
-    """Equal weights of sum 1 for the losses that are present."""
-    present = mask.astype(gramian.dtype)
-    return present / jnp.maximum(present.sum(), 1)

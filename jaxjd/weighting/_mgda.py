@@ -13,7 +13,7 @@ from jaxjd._numerics import finite_or_nan, matmul
 from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers import minimise_on_simplex
 from jaxjd.weighting._certified import certified
-from jaxjd.weighting._mean import mean_weights
+from jaxjd.weighting._preference import mean_weights
 from jaxjd.weighting._weighting import Weighting, stateless
 
 
@@ -41,6 +41,12 @@ def mgda(
 
     **Reference:** Désidéri (2012), Comptes Rendus Math. 350, section 2; Sener & Koltun
     (2018), arXiv:1810.04650, algorithm 2, for the Frank-Wolfe method.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> jaxjd.weighting.mgda()(J @ J.T)
+    Array([0.6, 0.4], dtype=float32)
     """
     if frank_wolfe_steps is None:
 

@@ -58,6 +58,16 @@ def modo(
 
     **Reference:** Chen et al. (2024), Three-Way Trade-Off in Multi-Objective Learning,
     JMLR 25, equation 2.9.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.modo(num_losses=2)
+    >>> weights, state = weighting.update(
+    ...     J @ J.T, weighting.init(), cross_gramian=J @ J.T
+    ... )
+    >>> weights
+    Array([1., 0.], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     gamma = check_number("step_size", step_size, "(0, inf)")

@@ -57,6 +57,14 @@ def nash_mtl(
     if there are not `num_losses` losses.
 
     **Reference:** Navon et al. (2022), arXiv:2202.01017, equation 2 and algorithm 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.nash_mtl(num_losses=2)
+    >>> weights, state = weighting.update(J @ J.T, weighting.init())
+    >>> weights
+    Array([0.4182, 0.2878], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     period = check_integer("update_every", update_every, least=1)

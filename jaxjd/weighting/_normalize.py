@@ -22,6 +22,13 @@ def normalize(weighting: Weighting) -> Weighting:
     - `weighting`: gets the mask and all extra arguments. Its state is the state.
 
     **Raises:** `TypeError` if `weighting` is not a weighting.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.normalize(jaxjd.weighting.mean())
+    >>> weighting(J @ J.T)
+    Array([0.1179, 0.0811], dtype=float32)
     """
     check_weighting(weighting)
 
@@ -31,4 +38,4 @@ def normalize(weighting: Weighting) -> Weighting:
         weights, state = weighting.update(scaled.C, state, mask=present, **extra_args)
         return weights / jnp.where(scaled.norms == 0, 1, scaled.norms), state
 
-    return Weighting(weighting.init, update)
+    return Weighting(weighting.init, update, takes=weighting.takes)

@@ -37,6 +37,14 @@ def pcgrad(key: int | Key[Array, ""] = 0) -> Weighting:
     **Raises:** `TypeError` if `key` is neither of these.
 
     **Reference:** Yu et al. (2020), arXiv:2001.06782, Algorithm 1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.pcgrad(key=0)
+    >>> weights, state = weighting.update(J @ J.T, weighting.init())
+    >>> weights
+    Array([2.2222, 1.5789], dtype=float32)
     """
     start = check_key(key)
 

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxjd._checks import check_integer, check_num_losses, known
 from jaxjd._sharding import replicated
 from jaxjd.solvers import project_dual_cone
 from jaxjd.solvers.dual_cone import check_regularisation
 from jaxjd.weighting._certified import certified
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._weighting import Weighting
 
 # The rounding of float32, in float64 too: the choice of a precision should not change
@@ -28,7 +29,8 @@ class ProjectionState(NamedTuple):
 
 
 def projection(
-    bounds: Callable[[Float[Array, "m m"], Bool[Array, " m"]], Float[Array, "... m"]],
+    preference: Preference,
+    bounds: Callable[[Float[Array, " m"]], Float[Array, "... m"]],
     shape: Callable[[int], tuple[int, ...]],
     *,
     noise_eps: float | Float[Array, ""] | None,
@@ -42,7 +44,8 @@ def projection(
 
     **Arguments:**
 
-    - `bounds`: from a Gramian and a mask to the combinations of gradients to project.
+    - `preference`: that of the method.
+    - `bounds`: from the preference to the combinations of gradients to project.
     - `shape`: from m to the shape of the combinations.
     - The others: as [`jaxjd.weighting.upgrad`][].
     """
@@ -64,13 +67,13 @@ def projection(
             return optax.EmptyState()
         return ProjectionState(jnp.zeros(shape(known("num_losses", size))))
 
-    def solve(gramian, mask, state, _):
+    def solve(gramian, mask, state, _, preferred):
         if warm_start:
             check_num_losses(len(state.solution.T), gramian)
         elif isinstance(size, int):
             check_num_losses(size, gramian)
         projected = project_dual_cone(
-            bounds(gramian, mask),
+            bounds(preferred),
             gramian,
             noise_eps=noise_eps,
             norm_eps=norm_eps,
@@ -82,4 +85,4 @@ def projection(
         weights = projected.solution.reshape(-1, gramian.shape[0]).sum(axis=0)
         return replicated(weights), state, projected.certificate
 
-    return certified(solve, init=init, certificate=certificate)
+    return certified(solve, init=init, certificate=certificate, preference=preference)

@@ -40,6 +40,14 @@ def random(key: int | Key[Array, ""] = 0) -> Weighting:
     **Raises:** `TypeError` if `key` is neither of these.
 
     **Reference:** Lin et al. (2022), arXiv:2111.10603, Algorithm 2.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.random(key=0)
+    >>> weights, state = weighting.update(J @ J.T, weighting.init())
+    >>> weights
+    Array([0.3997, 0.6003], dtype=float32)
     """
     start = check_key(key)
 

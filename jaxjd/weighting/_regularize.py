@@ -22,6 +22,13 @@ def regularize(weighting: Weighting, eps: float | Float[Array, ""]) -> Weighting
 
     **Raises:** `TypeError` if `weighting` is not a weighting; `TypeError` or
     `ValueError` if `eps` is not a positive number.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.regularize(jaxjd.weighting.upgrad(), 0.1)
+    >>> weighting(J @ J.T)
+    Array([0.9661, 0.7523], dtype=float32)
     """
     check_weighting(weighting)
     number = check_number("eps", eps, "(0, inf)")
@@ -31,4 +38,4 @@ def regularize(weighting: Weighting, eps: float | Float[Array, ""]) -> Weighting
         regular = normalise_and_regularise(gramian, 0.0, like(number, gramian))
         return weighting.update(regular, state, mask=present, **extra_args)
 
-    return Weighting(weighting.init, update)
+    return Weighting(weighting.init, update, takes=weighting.takes)

@@ -31,6 +31,15 @@ def scale_by_losses(weighting: Weighting) -> Weighting:
 
     **Raises:** `TypeError` if `weighting` is not a weighting. When used, `ValueError`
     if `losses` is not given, or does not have m entries.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.scale_by_losses(jaxjd.weighting.mean())
+    >>> losses = jnp.array([1.0, 100.0])
+    >>> weights, _ = weighting.update(J @ J.T, weighting.init(), losses=losses)
+    >>> weights
+    Array([0.5  , 0.005], dtype=float32)
     """
     check_weighting(weighting)
 
@@ -46,4 +55,4 @@ def scale_by_losses(weighting: Weighting) -> Weighting:
         )
         return weights * inverse, state
 
-    return Weighting(weighting.init, update)
+    return Weighting(weighting.init, update, takes=weighting.takes)

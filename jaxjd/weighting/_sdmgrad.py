@@ -11,14 +11,13 @@ from jaxjd._checks import (
     check_integer,
     check_num_losses,
     check_number,
-    check_vector,
     known,
 )
 from jaxjd._numerics import like, matmul, root
 from jaxjd._sharding import on_every_device, varying
 from jaxjd._typing import PerLoss
 from jaxjd.weighting._cross_gramian import of_cross_gramian
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference, mean_weights
 from jaxjd.weighting._simplex import project_onto_simplex, share_of_present
 from jaxjd.weighting._weighting import Weighting, stateful
 
@@ -75,6 +74,16 @@ def sdmgrad(
 
     **Reference:** Xiao et al. (2023), arXiv:2305.18409, Algorithm 1, scaled as in
     section 6.1.
+
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weighting = jaxjd.weighting.sdmgrad(num_losses=2)
+    >>> weights, state = weighting.update(
+    ...     J @ J.T, weighting.init(), cross_gramian=J @ J.T
+    ... )
+    >>> weights
+    Array([0.1154, 0.8846], dtype=float32)
     """
     size = check_integer("num_losses", num_losses, least=1)
     numbers = (
@@ -83,20 +92,17 @@ def sdmgrad(
         check_number("regularization", regularization, "[0, inf)"),
     )
     steps = check_integer("inner_steps", inner_steps, least=1)
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
+    chosen = Preference(preference)
 
     def init():
         m = known("num_losses", size)
         return SDMGradState(jnp.full(m, 1 / m, float))
 
-    def weights(cross_gramian, mask, state):
+    def weights(cross_gramian, mask, state, preferred):
         check_num_losses(len(state.weights), cross_gramian)
         eta, momentum, pull = (like(number, cross_gramian) for number in numbers)
-        preferred = preference_or_mean(checked, cross_gramian, mask)
         roots = root(jnp.diagonal(cross_gramian))
-        scale = matmul(roots, preference_or_mean(None, cross_gramian, mask))
+        scale = matmul(roots, mean_weights(cross_gramian, mask))
         # One factor after the other: their product may overflow.
         inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
         A = cross_gramian * inverse * inverse
@@ -114,6 +120,5 @@ def sdmgrad(
         return (w + pull * preferred) / (1 + pull), kept
 
     # Outside of any `jit`, the loop would be compiled anew at each step.
-    return of_cross_gramian(
-        "sdmgrad", stateful(init, on_every_device(jax.jit(weights)))
-    )
+    compiled = on_every_device(jax.jit(weights))
+    return of_cross_gramian("sdmgrad", stateful(init, compiled, preference=chosen))

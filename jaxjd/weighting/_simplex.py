@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._sorting import sort
-from jaxjd.weighting._mean import mean_weights
+from jaxjd.weighting._preference import mean_weights
 
 
 def project_onto_simplex(

@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxjd._checks import check_vector
 from jaxjd._typing import PerLoss
-from jaxjd.weighting._preference import preference_or_mean
+from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._projection import projection
 from jaxjd.weighting._weighting import Weighting
 
@@ -63,13 +62,19 @@ def upgrad(
     preference does not have m entries, or there are not `num_losses` losses.
 
     **Reference:** Quinton & Rey (2024), arXiv:2406.16232, equation 5 and Proposition 1.
-    """
-    checked = None
-    if preference is not None:
-        checked = check_vector("preference", preference, nonnegative=True)
 
+    **Example:**
+
+    >>> J = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    >>> weights = jaxjd.weighting.upgrad()(J @ J.T)
+    >>> weights
+    Array([1.1111, 0.7895], dtype=float32)
+    >>> weights @ J
+    Array([0.2924, 1.9006, 1.9006], dtype=float32)
+    """
     return projection(
-        lambda gramian, mask: jnp.diag(preference_or_mean(checked, gramian, mask)),
+        Preference(preference),
+        jnp.diag,
         lambda m: (m, m),
         noise_eps=noise_eps,
         norm_eps=norm_eps,

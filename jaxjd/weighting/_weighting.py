@@ -15,7 +15,7 @@ zero, and the others the weights that they would have without them.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import jax
@@ -25,9 +25,11 @@ from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_choice, check_gramian, present_only
 from jaxjd._sharding import spread_like
+from jaxjd.weighting._preference import Preference
 
 State = TypeVar("State")
 GramianPart = Literal["gramian", "diagonal", "shape"]
+Taken = Literal["preference", "loss_names"]
 
 
 class WeightingUpdate(Protocol):
@@ -56,20 +58,36 @@ class Weighting:
       computes no other. With `"diagonal"`, the squared norms of the gradients, the
       other entries are zero. With `"shape"` no gradient is looked at: `gramian` is a
       `jax.ShapeDtypeStruct`, and the update costs one backward pass.
+    - `takes`: which of these extra arguments `update` has. `"preference"`: m numbers,
+      the preference of this step. [`jaxjd.aggregate`][] refuses it if a weighting has
+      none. `"loss_names"`: a tuple of m strings, the paths of the losses in the tree
+      that holds them. [`jaxjd.aggregate`][] always gives them to a weighting that takes
+      them.
 
     A weighting whose state is empty can be called: `weights = weighting(gramian)`. A
     weighting is not an optax transformation: [`jaxjd.aggregate`][] makes one of it.
 
-    **Raises:** `ValueError` if `reads` is not one of these.
+    **Raises:** `ValueError` if `reads`, or a name in `takes`, is not one of these.
+
+    **Example:**
+
+    >>> def inverse_norms(gramian, state, *, mask=None, **extra_args):
+    ...     return 1 / jnp.sqrt(jnp.diag(gramian)), state
+    >>> weighting = jaxjd.Weighting(tuple, inverse_norms)
+    >>> weighting(jnp.diag(jnp.array([1.0, 4.0])))
+    Array([1. , 0.5], dtype=float32)
+    >>> tx = optax.chain(jaxjd.aggregate(weighting), optax.adam(1e-3))
     """
 
     # Not a NamedTuple, because `jax.jit(weighting)` needs weak references to it.
     init: Callable[[], Any]
     update: WeightingUpdate
     reads: GramianPart = "gramian"
+    takes: Collection[Taken] = ()
 
     def __post_init__(self) -> None:
         check_choice("reads", self.reads, get_args(GramianPart))
+        check_takes(self.takes)
         if not isinstance(self.init, _Init):
             object.__setattr__(self, "init", _Init(self.init))
 
@@ -121,47 +139,74 @@ class _Init:
         return self.function()
 
 
+def check_takes(takes: Collection[Taken]) -> None:
+    """**Raises:** `ValueError` if it does not hold names of extra arguments."""
+    names = [takes] if isinstance(takes, str) else takes
+    for name in names:
+        check_choice("takes", name, get_args(Taken))
+
+
 def stateless(
-    weights: Callable[[Float[Array, "m m"], Bool[Array, " m"]], Float[Array, " m"]],
+    weights: Callable[..., Float[Array, " m"]],
     *,
     reads: GramianPart = "gramian",
+    preference: Preference | None = None,
 ) -> Weighting:
     """Make a weighting from a function of a checked Gramian and a mask.
 
-    The function sees zeros in the rows and columns of the losses that are missing.
+    The function sees zeros in the rows and columns of the losses that are missing. For
+    a method that has a preference, the preferred weights are its last argument.
     """
 
     def update(gramian, state, /, *, mask=None, **extra_args):
-        del extra_args  # For other links of the chain.
-        return weights(*present_only(gramian, mask)), state
+        gramian, mask = present_only(gramian, mask)
+        preferred = preferred_by(preference, gramian, mask, extra_args)
+        return weights(gramian, mask, *preferred), state
 
-    return Weighting(optax.EmptyState, update, reads)
+    return Weighting(optax.EmptyState, update, reads, taken(preference))
+
+
+def taken(preference: Preference | None) -> Collection[Taken]:
+    """The extra arguments of a method, with a preference or without one."""
+    return () if preference is None else get_args(Taken)
+
+
+def preferred_by(
+    preference: Preference | None,
+    gramian: Float[Array, "m ..."],
+    mask: Bool[Array, " m"],
+    extra_args: dict[str, Any],
+) -> tuple[Float[Array, " m"], ...]:
+    """The preferred weights, or nothing for a method that has no preference."""
+    if preference is None:
+        return ()  # All extra arguments are for other links of the chain.
+    own = {name: extra_args[name] for name in get_args(Taken) if name in extra_args}
+    return (preference.among(gramian, mask, **own),)
 
 
 def stateful(
     init: Callable[[], State],
-    weights: Callable[
-        [Float[Array, "m m"], Bool[Array, " m"], State],
-        tuple[Float[Array, " m"], State],
-    ],
+    weights: Callable[..., tuple[Float[Array, " m"], State]],
     *,
     reads: GramianPart = "gramian",
+    preference: Preference | None = None,
 ) -> Weighting:
     """Make a weighting from a state and a function of a checked Gramian, a mask and it.
 
-    The function sees zeros in the rows and columns of the losses that are missing. A
-    batch that is not finite gives NaN weights and leaves the state as it was, so that
-    it does not spoil all later steps.
+    The function sees zeros in the rows and columns of the losses that are missing. For
+    a method that has a preference, the preferred weights are its last argument. A batch
+    that is not finite gives NaN weights and leaves the state as it was, so that it does
+    not spoil all later steps.
     """
 
     def update(gramian, state, /, *, mask=None, **extra_args):
-        del extra_args  # For other links of the chain.
         gramian, mask = present_only(gramian, mask)
-        chosen, new = weights(gramian, mask, state)
+        preferred = preferred_by(preference, gramian, mask, extra_args)
+        chosen, new = weights(gramian, mask, state, *preferred)
         finite = jnp.isfinite(gramian).all()
         return jnp.where(finite, chosen, jnp.nan), keep_unless(finite, new, state)
 
-    return Weighting(init, update, reads)
+    return Weighting(init, update, reads, taken(preference))
 
 
 def keep_unless(replace: Bool[Array, ""], new: State, old: State) -> State:

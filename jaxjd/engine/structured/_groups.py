@@ -401,6 +401,8 @@ def _of_parts(
         return function([x.reshape(-1, *x.shape[2:]) for x in blocks])
 
     number = min(MAX_PARTS, factors.right.shape[0] // EXAMPLES_PER_PART)
+    if mesh_of(factors) is not None:
+        number = 1  # A part would be spread over few of the devices, hence moved.
     # With many positions, such as those of an image, nearly all of the time is spent on
     # the rows, and parts would only add to it.
     if number <= 1 or factors.sizes().t > 2 * factors.num_rows:
