@@ -45,9 +45,7 @@ def init(key: Array) -> PyTree:
     }
 
 
-def losses(
-    params: PyTree, images: Float[Array, "b 64"], digits: Int[Array, " b"]
-) -> dict[str, Float[Array, ""]]:
+def losses(params: PyTree, images: Float[Array, "b 64"], digits: Int[Array, " b"]):
     """Which digit is it, how much ink is it made of, and is it odd?"""
     features = jnp.tanh(images @ params["trunk"])
     of_digit = features @ params["digit"]
@@ -75,16 +73,15 @@ def row(values: dict[str, Array], shown: jaxjd.Diagnostics) -> dict[str, float]:
     for name in ("weights", "norms", "agreement", "changes"):
         several = np.asarray(getattr(shown, name))
         numbers |= {f"{name}/{t}": float(several[i]) for i, t in enumerate(TASKS)}
-    for name in ("conflicting", "cosine_to_mean", "effective_losses", "entropy"):
-        numbers[name] = float(getattr(shown, name))
-    return numbers
+    single = ("conflicting", "cosine_to_mean", "effective_losses", "entropy")
+    return numbers | {name: float(getattr(shown, name)) for name in single}
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
     """Returns the columns of the logs, by aggregator."""
     options = parse_options(argv)
     options.output.mkdir(parents=True, exist_ok=True)
-    images, digits = load_digits(return_X_y=True)
+    images, digits = map(np.asarray, load_digits(return_X_y=True))
     images = (images / 16).astype(np.float32)
     logs = {}
     for name, weighting in WEIGHTINGS.items():
@@ -105,9 +102,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
                 writer.writerow(rows[-1])
         logs[name] = {key: np.array([r[key] for r in rows]) for key in rows[0]}
 
-    table = Table("", *(f"loss: {task}" for task in TASKS))
-    for task in TASKS:
-        table.add_column(f"steps that\nincrease {task}")
+    increases = (f"steps that\nincrease {task}" for task in TASKS)
+    table = Table("", *(f"loss: {task}" for task in TASKS), *increases)
     for name, log in logs.items():
         last = slice(-(options.steps // 10 + 1), None)
         values = [f"{log[f'loss/{task}'][last].mean():.3f}" for task in TASKS]
@@ -124,8 +120,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
 def draw(logs: dict[str, dict[str, np.ndarray]]) -> Figure:
     figure = Figure(figsize=(11, 2.8 * len(logs)), layout="constrained")
     grid = figure.subplots(len(logs), 3, sharex=True, sharey="col")
-    titles = {"loss": "losses", "norms": "norms of the gradients"}
-    titles |= {"agreement": "cosine of the update with the gradients"}
+    titles = {"loss": "losses", "norms": "gradient norms"}
+    titles |= {"agreement": "cosine of update and gradients"}
     for axes, (name, log) in zip(grid, logs.items(), strict=True):
         for one, (kind, title) in zip(axes, titles.items(), strict=True):
             for task in TASKS:

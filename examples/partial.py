@@ -37,16 +37,15 @@ WIDTHS = (784, 256, 256, 10)
 UPGRAD = jaxjd.weighting.upgrad(norm_eps=1e-4, reg_eps=1e-4)
 
 
-def from_layers(*names: str) -> optax.GradientTransformationExtraArgs:
-    wrt = {layer: layer in names for layer in LAYERS}
-    return jaxjd.aggregate(UPGRAD, wrt=wrt)
-
-
 AGGREGATORS = {
     "mean": jaxjd.mean(),
     "all layers": jaxjd.aggregate(UPGRAD),
-    "all but the first": from_layers("second", "last"),
-    "the last": from_layers("last"),
+    "all but the first": jaxjd.aggregate(
+        UPGRAD, wrt={"first": False, "second": True, "last": True}
+    ),
+    "the last": jaxjd.aggregate(
+        UPGRAD, wrt={"first": False, "second": False, "last": True}
+    ),
 }
 
 
@@ -79,15 +78,12 @@ def step(params, state, images, labels, *, tx):
 
 
 @jax.jit
-def cosines(params: PyTree, images: Array, labels: Array) -> dict[str, Array]:
+def cosines(params: PyTree, images: Array, labels: Array) -> PyTree:
     """Of the angle between each update and the one from all layers."""
-    _, jac = per_example(params, images, labels)
-    updates = {
-        name: tx.update(jac, tx.init(params), params)[0]
-        for name, tx in AGGREGATORS.items()
-    }
-    dot, norm = optax.tree.vdot, optax.tree.norm
-    full = updates["all layers"]
+    jac = per_example(params, images, labels)[1]
+    aggregators = AGGREGATORS.items()
+    updates = {k: tx.update(jac, tx.init(params), params)[0] for k, tx in aggregators}
+    dot, norm, full = optax.tree.vdot, optax.tree.norm, updates["all layers"]
     return {k: dot(u, full) / (norm(u) * norm(full)) for k, u in updates.items()}
 
 
@@ -107,9 +103,8 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         for _ in track(range(options.steps), f"{name:>17}"):
             batch = rng.choice(len(images), options.batch_size, replace=False)
             begin = time.perf_counter()
-            params, state, value = step(
-                params, state, images[batch], labels[batch], tx=tx
-            )
+            few = images[batch], labels[batch]
+            params, state, value = step(params, state, *few, tx=tx)
             seen.append(float(value))
             times.append(1e3 * (time.perf_counter() - begin))
         curves[name], milliseconds[name] = np.array(seen), np.median(times)
