@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich
-from jaxtyping import PyTree
 from jinns.data import DataGeneratorODE
 from jinns.loss import ODE, LossODE, LossWeightsODE
 from jinns.nn import PINN_MLP
@@ -34,20 +33,14 @@ from rich.table import Table
 import jaxjd
 
 FREQUENCY, DAMPING, END = 3.0, 0.3, 5.0
-AGGREGATORS = {
-    "mean": jaxjd.mean(),
-    "upgrad": jaxjd.upgrad(),
-    "conflict_free": jaxjd.conflict_free(),
-}
+AGGREGATORS = {"mean": jaxjd.mean(), "upgrad": jaxjd.upgrad()}
+AGGREGATORS["conflict_free"] = jaxjd.conflict_free()
 
 
-def value_and_jac(
-    loss: Any, params: Params, batch: PyTree
-) -> tuple[PyTree, jaxjd.Jacobian]:
+def value_and_jac(loss: Any, params: Any, batch: Any) -> tuple[Any, jaxjd.Jacobian]:
     """The terms of a loss of jinns, and their Jacobian with respect to `params`.
 
-    jinns does not differentiate a term with respect to what its `derivative_keys` leave
-    out, such as parameters of the equation: their columns are zero.
+    What the `derivative_keys` of jinns leave out has columns of zeros.
     """
 
     def terms(params):
@@ -72,16 +65,8 @@ def solution(t: np.ndarray) -> np.ndarray:
     return np.exp(-DAMPING * t) * wave
 
 
-@eqx.filter_jit
-def step(loss, params, state, batch, tx):
-    values, jac = value_and_jac(loss, params, batch)
-    updates, state = tx.update(jac, state, params)
-    return optax.apply_updates(params, updates), state, values
-
-
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Returns the relative L2 error, by aggregator."""
-    options = parse_options(argv)
+def problem() -> tuple[LossODE, Any]:
+    """The loss, and the parameters to start from."""
     layers = ((eqx.nn.Linear, 1, 32), (jnp.tanh,), (eqx.nn.Linear, 32, 32))
     layers = (*layers, (jnp.tanh,), (eqx.nn.Linear, 32, 2))
     key = jax.random.key(0)
@@ -95,6 +80,26 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         loss_weights=LossWeightsODE(dyn_loss=one, initial_condition=one),
         params=start,
     )
+    return loss, start
+
+
+def points() -> DataGeneratorODE:
+    return DataGeneratorODE(
+        key=jax.random.key(1), nt=256, tmin=0, tmax=1, temporal_batch_size=64
+    )
+
+
+@eqx.filter_jit
+def step(loss, params, state, batch, tx):
+    values, jac = value_and_jac(loss, params, batch)
+    updates, state = tx.update(jac, state, params)
+    return optax.apply_updates(params, updates), state, values
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Returns the relative L2 error, by aggregator."""
+    options = parse_options(argv)
+    loss, start = problem()
     t = np.linspace(0, 1, 201, dtype=np.float32)  # In units of END.
     expected, found, errors = solution(END * t), {}, {}
     table = Table("", "equation", "initial condition", "error")
@@ -102,14 +107,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         rate = optax.cosine_decay_schedule(5e-3, options.steps)
         tx = optax.chain(aggregator, optax.adam(rate))
         params, state = start, tx.init(start)
-        points = DataGeneratorODE(
-            key=jax.random.key(1), nt=256, tmin=0, tmax=1, temporal_batch_size=64
-        )
-        values = None
+        generator, values = points(), None
         for _ in track(range(options.steps), f"{name:>14}"):
-            points, batch = points.get_batch()
+            generator, batch = generator.get_batch()
             params, state, values = step(loss, params, state, batch, tx)
-        places = jax.vmap(u, (0, None))(t[:, None], params)[:, 0]
+        places = jax.vmap(loss.u, (0, None))(jnp.asarray(t)[:, None], params)[:, 0]
         found[name] = np.asarray(places)
         error = np.linalg.norm(found[name] - expected) / np.linalg.norm(expected)
         errors[name] = float(error)

@@ -9,8 +9,8 @@ Here three tasks on the digits of scikit-learn have gradients of very different 
     python examples/monitoring.py --steps 2000 --output out/long
 
 It writes `out/monitoring_NAME.csv` for each aggregator, one row per step, as any logger
-would, prints what they say, and draws it into `out/monitoring.png`. Install what it
-needs with `pip install 'jaxjd[examples]'`.
+would, and draws them into `out/monitoring.png`. `pip install 'jaxjd[examples]'`
+installs what it needs.
 """
 
 import argparse
@@ -111,9 +111,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
         values += [f"{np.mean(log[f'agreement/{t}'] < -1e-3):.0%}" for t in TASKS]
         table.add_row(name, *values)
     rich.print(table)
-    path = options.output / "monitoring.png"
-    draw(logs).savefig(path, dpi=100)
-    print(f"The logs are in {options.output}, the figure is {path}")
+    draw(logs).savefig(options.output / "monitoring.png", dpi=100)
+    print(f"The logs and the figure are in {options.output}")
     return logs
 
 

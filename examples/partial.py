@@ -2,15 +2,15 @@
 
 Partial Jacobian descent takes the weights of the losses from the Gramian of some of the
 parameters, and applies them to all. Here each example has a loss, and the weights come
-from all layers, from all but the first, or from the last. The fewer the layers, the
-less UPGrad's promise covers, and the cheaper is the Gramian.
+from all layers, from all but the first, or from the last. UPGrad's promise then covers
+those layers only. It pays off if the others are expensive, which here they are not.
 
     python examples/partial.py
     python examples/partial.py --steps 2000 --batch-size 128
 
 It prints the loss, the time of a step and how near the update is to that from all
-layers, beside those of the mean loss, and draws the losses into `out/partial.png`.
-Install what it needs with `pip install 'jaxjd[examples]'`.
+layers, beside the mean loss, and draws the losses into `out/partial.png`. Install what
+it needs with `pip install 'jaxjd[examples]'`.
 """
 
 import argparse
@@ -37,15 +37,12 @@ WIDTHS = (784, 256, 256, 10)
 UPGRAD = jaxjd.weighting.upgrad(norm_eps=1e-4, reg_eps=1e-4)
 
 
+LATER = {"first": False, "second": True, "last": True}
 AGGREGATORS = {
     "mean": jaxjd.mean(),
     "all layers": jaxjd.aggregate(UPGRAD),
-    "all but the first": jaxjd.aggregate(
-        UPGRAD, wrt={"first": False, "second": True, "last": True}
-    ),
-    "the last": jaxjd.aggregate(
-        UPGRAD, wrt={"first": False, "second": False, "last": True}
-    ),
+    "all but the first": jaxjd.aggregate(UPGRAD, wrt=LATER),
+    "the last": jaxjd.aggregate(UPGRAD, wrt=LATER | {"second": False}),
 }
 
 

@@ -77,11 +77,10 @@ def trainer(tx):
         updates, state = tx.update(jac, state, params)
         return (optax.apply_updates(params, updates), state), values
 
-    @jax.jit
     def train(params, state, key):
         return jax.lax.scan(step, (params, state), jax.random.split(key, CHUNK))
 
-    return train
+    return jax.jit(train)
 
 
 def solution(t: np.ndarray, x: np.ndarray) -> np.ndarray:

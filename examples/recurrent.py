@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         curves[name] = np.array(seen)
         results[name] = np.asarray(accuracy(params, rows[test], labels[test]))
 
-    table = Table("", *(f"{row} rows" for row in range(1, 9)), title="Test accuracy")
+    table = Table("", *map(str, range(1, 9)), title="Test accuracy after each row")
     for name, after_rows in results.items():
         table.add_row(name, *(f"{x:.1%}" for x in after_rows))
     rich.print(table)
