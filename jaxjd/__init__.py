@@ -23,6 +23,8 @@ import typing as _t
 from jaxjd import scalarization as scalarization
 from jaxjd import solvers as solvers
 from jaxjd import weighting as weighting
+from jaxjd._conflicts import Conflicts as Conflicts
+from jaxjd._conflicts import conflicts as conflicts
 from jaxjd._diagnostics import Diagnostics as Diagnostics
 from jaxjd._diagnostics import diagnostics as diagnostics
 from jaxjd.jacobian import Explanation as Explanation
@@ -37,12 +39,14 @@ from jaxjd.transform import ExcessMTLState as ExcessMTLState
 from jaxjd.transform import GradDropState as GradDropState
 from jaxjd.transform import MomentumConflictFreeState as MomentumConflictFreeState
 from jaxjd.transform import PartitionState as PartitionState
+from jaxjd.transform import PreconditionByRmsState as PreconditionByRmsState
 from jaxjd.transform import aggregate as aggregate
 from jaxjd.transform import aggregator as _aggregator
 from jaxjd.transform import excess_mtl as excess_mtl
 from jaxjd.transform import graddrop as graddrop
 from jaxjd.transform import momentum_conflict_free as momentum_conflict_free
 from jaxjd.transform import partition as partition
+from jaxjd.transform import precondition_by_rms as precondition_by_rms
 from jaxjd.transform import trimmed_mean as trimmed_mean
 from jaxjd.weighting import Weighting as Weighting
 

@@ -68,6 +68,12 @@ def ranked(content: dict[str, Any]) -> list[str]:
     return sorted(content["rows"], key=key)
 
 
+def relative_cost(row: dict[str, Any], baseline: dict[str, Any]) -> str:
+    if "processor_s" not in row or "processor_s" not in baseline:
+        return "-"
+    return f"{row['processor_s'] / baseline['processor_s']:.1f}"
+
+
 def cells(content: dict[str, Any]) -> list[list[str]]:
     """The header and the rows of the table of a problem, the best method first."""
     about = content["measures"]
@@ -87,7 +93,7 @@ def cells(content: dict[str, Any]) -> list[list[str]]:
     header += ["against the mean"]
     if timed:
         header += ["in the time of the mean", "against the mean"]
-    table = [[*header, "rate", "cost of a step"]]
+    table = [[*header, "rate", "cost"]]
     baseline = content["rows"][BASELINE]
     for name in ranked(content):
         row = content["rows"][name]
@@ -103,7 +109,8 @@ def cells(content: dict[str, Any]) -> list[list[str]]:
             later = against(name, *equal)
             text = shown(equal[0], first)
             line += [f"**{text}**" if later == "better" else text, later]
-        line += [f"{content['rates'][row['best']]:g}", f"{row['ratio']:.2f}"]
+        cost = relative_cost(row, baseline)
+        line += [f"{content['rates'][row['best']]:g}", cost]
         table.append(line)
     return table
 

@@ -4,6 +4,7 @@
 - `chunked`: a few rows at a time, computed when they are needed.
 - `structured`: no rows at all, where that is possible.
 - `concatenated`: the rows of several functions, each in its own way.
+- `scaled`: the rows of another operator, with a factor for each parameter's entries.
 
 Each is an `Operator` and a pytree. It works on flat lists of parameters and knows
 nothing of how parameters and losses are structured: that is `jaxjd.jacobian`.
@@ -24,6 +25,7 @@ from jaxjd.engine.concatenated import products as products
 from jaxjd.engine.dense import Dense as Dense
 from jaxjd.engine.dense import dense_with_outputs as dense_with_outputs
 from jaxjd.engine.dense import stacked as stacked
+from jaxjd.engine.scaled import scaled as scaled
 from jaxjd.engine.structured import Choice as Choice
 from jaxjd.engine.structured import Plan as Plan
 from jaxjd.engine.structured import Structured as Structured

@@ -15,4 +15,10 @@ from jaxjd.transform._momentum_conflict_free import (
 )
 from jaxjd.transform._partition import PartitionState as PartitionState
 from jaxjd.transform._partition import partition as partition
+from jaxjd.transform._precondition_by_rms import (
+    PreconditionByRmsState as PreconditionByRmsState,
+)
+from jaxjd.transform._precondition_by_rms import (
+    precondition_by_rms as precondition_by_rms,
+)
 from jaxjd.transform._trimmed_mean import trimmed_mean as trimmed_mean
