@@ -1,4 +1,4 @@
-# The commands of the README. The first run creates the virtual environment it needs.
+# The commands of CONTRIBUTING.md. The first run creates the virtual environment it needs.
 
 PYTHON ?= python3.11
 PYTHON_OLDEST ?= $(PYTHON)
@@ -18,20 +18,21 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest test-newest lint format docs docs-serve \
-	docs-check clean
+	docs-check docs-examples clean
 
 help:
-	@echo "make demo         train a CNN on MNIST by Jacobian descent (4 minutes)"
-	@echo "make test         lint, then the whole test suite (7 minutes)"
-	@echo "make test-slow    the exhaustive checks that 'make test' leaves out"
-	@echo "make test-oldest  the tests with the oldest supported JAX"
-	@echo "make test-newest  the tests with the newest JAX, on Python 3.13"
-	@echo "make lint         formatting, style and types only"
-	@echo "make format       fix what the linter can, and fill in the tables of methods"
-	@echo "make docs         build the site into out/site; warnings are errors"
-	@echo "make docs-serve   show the site, and build it anew whenever a file changes"
-	@echo "make docs-check   look at every page in Chromium, which must be installed"
-	@echo "make clean        remove the virtual environments and the folder 'out'"
+	@echo "make demo          train a CNN on MNIST by Jacobian descent (4 minutes)"
+	@echo "make test          lint, then the whole test suite (7 minutes)"
+	@echo "make test-slow     the exhaustive checks that 'make test' leaves out"
+	@echo "make test-oldest   the tests with the oldest supported JAX"
+	@echo "make test-newest   the tests with the newest JAX, on Python 3.13"
+	@echo "make lint          formatting, style and types only"
+	@echo "make format        fix what the linter can, and fill in the tables of methods"
+	@echo "make docs          build the site into out/site; warnings are errors"
+	@echo "make docs-serve    show the site, and build it anew whenever a file changes"
+	@echo "make docs-check    look at every page in Chromium, which must be installed"
+	@echo "make docs-examples run the examples, and keep their output for the site"
+	@echo "make clean         remove the virtual environments and the folder 'out'"
 
 # Update pip first: the dependency groups below need a recent one.
 $(VENV)/made: constraints.txt
@@ -94,10 +95,13 @@ format: $(VENV)/test
 	$(BIN)/python -m docs.tables
 
 docs: $(VENV)/docs
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 docs-serve: $(VENV)/docs
 	$(BIN)/mkdocs serve --strict --watch jaxjd --watch interop
+
+docs-examples: $(VENV)/demo
+	$(BIN)/python -m docs.run_examples
 
 docs-check: docs
 	$(BIN)/python -m pytest -m browser

@@ -14,9 +14,8 @@ are compared seed by seed. One is "better" or "worse" if the 95% interval of its
 difference to the mean gradient, by Student's t, does not contain zero. With 30 methods
 in a table, expect about one of them to be called either by chance.
 
-The cost of a step is relative to the mean's, for all runs at once. It is timed in
-short runs right after the mean's. "In the time of the mean" are runs with fewer steps
-for methods whose steps cost more.
+The cost is the processor time of all runs, relative to the mean's. "In the time of the
+mean" are runs with fewer steps for methods whose steps cost more.
 
 Results are saved after each method to `results/quality_PROBLEM.json` and `.md`, beside
 this file, and what is there is not run again without `--again`. Expensive problems run
@@ -33,7 +32,7 @@ import jax
 from benchmarks._results import FOLDER
 from benchmarks._timing import machine
 from benchmarks.quality import PROBLEMS, front
-from benchmarks.quality._evaluation import compiled, evaluate
+from benchmarks.quality._evaluation import evaluate
 from benchmarks.quality._methods import FEW, METHODS, of_problem
 from benchmarks.quality._problem import Problem
 from benchmarks.quality._report import BASELINE, read, save, write
@@ -81,10 +80,10 @@ def measure(name: str, wanted: list[str] | None, everything: bool, again: bool) 
     if not missing:
         write(FOLDER, content)
         return
-    baseline, _ = compiled(problem, METHODS[BASELINE])
     for method in missing:
         start = time.perf_counter()
-        row = evaluate(problem, methods[method], baseline)
+        seconds = content["rows"].get(BASELINE, {}).get("processor_s")
+        row = evaluate(problem, methods[method], seconds)
         content["rows"][method] = row
         content["rows"] = {
             x: content["rows"][x] for x in METHODS if x in content["rows"]

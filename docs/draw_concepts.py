@@ -20,7 +20,7 @@ DARK = "#1d6f65"
 
 def draw_moves() -> None:
     """The three moves of a step: rows, Gramian, weights, update."""
-    J = np.random.default_rng(3).normal(size=(4, 16))
+    J = np.random.default_rng(3).normal(size=(4, 8))
     J[1] -= 1.2 * J[0]
     gramian = J @ J.T
     weights = np.asarray(jaxjd.weighting.upgrad()(jnp.asarray(gramian)))
@@ -30,26 +30,18 @@ def draw_moves() -> None:
     figure, axes = plt.subplots(
         1,
         7,
-        figsize=(9.6, 1.9),
+        figsize=(6.6, 1.5),
         dpi=150,
-        width_ratios=[16, 5, 4, 5, 1, 5, 16],
+        width_ratios=[8, 6, 4, 6, 1, 6, 8],
         layout="constrained",
     )
-    cells(axes[0], J, "$J$: a row per loss")
+    cells(axes[0], J, "$J$")
     cells(axes[2], gramian, r"$G = J J^\top$")
     cells(axes[4], weights[:, None], "$w$")
     cells(axes[6], update[None], r"the update, $J^\top w$")
-    moves = ["1. products\nof the rows", "2. weights", "3. weighted\nsum of rows"]
-    for between, move in zip(axes[1::2], moves, strict=True):
-        between.axis("off")
-        between.set(xlim=(0, 1), ylim=(0, 1))
-        between.annotate(
-            "",
-            (0.95, 0.5),
-            (0.05, 0.5),
-            arrowprops={"arrowstyle": "-|>", "color": DARK},
-        )
-        between.text(0.5, 0.58, move, ha="center", va="bottom", color=DARK, fontsize=9)
+    move(axes[1], "1. products\nof the rows")
+    move(axes[3], "2. weights")
+    move(axes[5], "3. weighted\nsum of rows")
     figure.savefig(IMAGES / "three_moves.png")
 
 
@@ -74,7 +66,7 @@ def draw_gramian() -> None:
     shown = jaxjd.diagnostics(gramian, weights)
 
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(7.4, 3.6), dpi=150, width_ratios=[1.15, 1], layout="constrained"
+        1, 2, figsize=(6.4, 3.3), dpi=150, width_ratios=[1.15, 1], layout="constrained"
     )
     cosines = np.asarray(shown.cosines)
     left.imshow(cosines, cmap=COLOURS, vmin=-1.3, vmax=1.3)
@@ -91,8 +83,8 @@ def draw_gramian() -> None:
     right.bar(places - 0.2, mean.agreement, 0.4, color="#e76f51", label="mean")
     right.bar(places + 0.2, shown.agreement, 0.4, color=DARK, label="UPGrad")
     right.axhline(0, color="#555555", lw=0.8)
-    right.set_title("cosine of the update with each gradient", fontsize=10)
-    right.set(xlabel="loss")
+    right.set_title("cosines with the update", fontsize=10)
+    right.set(xlabel="loss", xticks=places)
     right.legend(frameon=False, fontsize=9, loc="lower left")
     right.spines[["top", "right"]].set_visible(False)
     figure.savefig(IMAGES / "gramian.png")
@@ -115,23 +107,19 @@ def draw_contraction() -> None:
     of_inputs, of_cotangents = a @ a.T, cotangents @ cotangents.T
     np.testing.assert_allclose(gramian, of_inputs * of_cotangents, rtol=1e-4, atol=1e-5)
 
-    figure, axes = plt.subplots(
-        1,
-        5,
-        figsize=(9.6, 1.9),
-        dpi=150,
-        width_ratios=[20, 12, 8, 8, 8],
-        layout="constrained",
-    )
-    cells(axes[0], a, "inputs $A$, a row per example")
-    cells(axes[1], cotangents, r"cotangents $\Delta$")
-    cells(axes[2], of_inputs, r"$A A^\top$")
-    cells(axes[3], of_cotangents, r"$\Delta \Delta^\top$")
-    cells(axes[4], gramian, r"$G$")
-    for left, sign in [(axes[2], r"$\odot$"), (axes[3], "=")]:
-        left.annotate(
+    figure = plt.figure(figsize=(5.2, 4.0), dpi=150, layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    left, right = above.subplots(1, 2, width_ratios=[inputs, outputs])
+    cells(left, a, "inputs $A$, a row per example")
+    cells(right, cotangents, r"cotangents $\Delta$")
+    axes = below.subplots(1, 3)
+    cells(axes[0], of_inputs, r"$A A^\top$")
+    cells(axes[1], of_cotangents, r"$\Delta \Delta^\top$")
+    cells(axes[2], gramian, r"$G$")
+    for at, sign in zip(axes, [r"$\odot$", "="], strict=False):
+        at.annotate(
             sign,
-            (1.07, 0.5),
+            (1.12, 0.5),
             xycoords="axes fraction",
             ha="center",
             va="center",
@@ -139,6 +127,14 @@ def draw_contraction() -> None:
             annotation_clip=False,
         )
     figure.savefig(IMAGES / "contraction.png")
+
+
+def move(axes: Axes, text: str) -> None:
+    axes.axis("off")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    arrow = {"arrowstyle": "-|>", "color": DARK}
+    axes.annotate("", (0.95, 0.5), (0.05, 0.5), arrowprops=arrow)
+    axes.text(0.5, 0.56, text, ha="center", va="bottom", color=DARK, fontsize=9)
 
 
 def cells(axes: Axes, matrix: np.ndarray | jax.Array, title: str) -> None:

@@ -1,15 +1,16 @@
 """What MkDocs does not do by itself: pages from files outside of `docs`."""
 
+import ast
 import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-# Where a file of the repository is on the site.
-OUTSIDE = {
+# Files of the repository that are taken as they are, and where they are on the site.
+TAKEN = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     **{
@@ -18,13 +19,32 @@ OUTSIDE = {
         if path.suffix in {".md", ".png"}
     },
 }
-LINK = re.compile(r"(?<=\]\()(?:\.\./)*((?:benchmarks/results/|[A-Z]+\.md)[^)#]*)")
+LINK = re.compile(
+    r"(?<=\]\()(?:\.\./)*((?:benchmarks/results/|examples/|[A-Z]+\.md)[^)#]*)"
+)
+# Those that were run: `make docs-examples`.
+EXAMPLES = sorted(path.parent for path in ROOT.glob("docs/examples/*/output.txt"))
+PAGES = TAKEN | {f"examples/{x.name}.py": f"examples/{x.name}.md" for x in EXAMPLES}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the examples to the navigation, behind the methods."""
+    pages = [{f"{kept.name}.py": f"examples/{kept.name}.md"} for kept in EXAMPLES]
+    names = [next(iter(entry)) for entry in config.nav]
+    config.nav.insert(names.index("Methods") + 1, {"Examples": pages})
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Take in the changelog, the notes for contributors and the measurements."""
-    for source, page in OUTSIDE.items():
-        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    """Take in the changelog, the notes for contributors, measurements and examples."""
+    for source, page in TAKEN.items():
+        file = File.generated(config, page, abs_src_path=str(ROOT / source))
+        # Pages of measurements come and go: others link to them.
+        file.inclusion = InclusionLevel.NOT_IN_NAV
+        files.append(file)
+    for kept in EXAMPLES:
+        page = f"examples/{kept.name}.md"
+        files.append(File.generated(config, page, content=example(kept)))
     return files
 
 
@@ -37,4 +57,26 @@ def on_page_markdown(
     """
     del config, files
     up = "../" * page.file.src_uri.count("/")
-    return LINK.sub(lambda match: up + OUTSIDE.get(match[1], match[1]), markdown)
+    return LINK.sub(lambda match: up + PAGES.get(match[1], match[1]), markdown)
+
+
+def example(kept: Path) -> str:
+    """The page of an example: what it is, what it prints and draws, the program."""
+    code = (ROOT / "examples" / f"{kept.name}.py").read_text()
+    module = ast.parse(code)
+    body = code.splitlines()[module.body[1].lineno - 1 :]
+    pictures = [
+        f"![What {kept.name}.py draws]({kept.name}/{path.name})"
+        for path in sorted(kept.glob("*.png"))
+    ]
+    return "\n\n".join(
+        [
+            f"# {kept.name}.py",
+            ast.get_docstring(module) or "",
+            "## What it prints",
+            f"```text\n{(kept / 'output.txt').read_text().rstrip()}\n```",
+            *pictures,
+            "## The program",
+            "\n".join(["```python", *body, "```"]),
+        ]
+    )

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 def test_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert jaxjd.__version__ == project["version"] == version("jaxjd")
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {jaxjd.__version__}\n" in citation
 
 
 def test_core_dependencies():

@@ -12,8 +12,6 @@ from benchmarks.quality._methods import Method
 from benchmarks.quality._problem import Problem
 from benchmarks.quality._training import STAGES, runs
 
-ROUNDS = 5
-TIMED = 0.25  # The seconds that a run of the baseline must last to be timed.
 # A run as long as the mean's is only made for a method that costs more than this.
 ALIKE = 1.1
 
@@ -31,29 +29,14 @@ def compiled(problem: Problem, method: Method) -> tuple[Compiled, float]:
     return lambda steps: jax.device_get(program(keys, rates, steps)), seconds
 
 
-def seconds_of(run: Compiled, steps: int) -> float:
-    start = time.perf_counter()
-    run(steps)
-    return time.perf_counter() - start
+def timed(run: Compiled, steps: int) -> tuple[dict[str, np.ndarray], float]:
+    """What a run measures, and the seconds of processor time that it takes.
 
-
-def cost(run: Compiled, baseline: Compiled) -> tuple[float, float]:
-    """Seconds of a step of all runs, and its ratio to the baseline's.
-
-    The measurements between steps are in runs of one step per stage too, and are
-    subtracted. The shortest time counts: whatever else the machine does adds to it.
+    Processor time, of all threads, does not count what else the machine does.
     """
-    steps = 2
-    while seconds_of(baseline, steps) < TIMED:
-        steps *= 2
-
-    rounds = [
-        [seconds_of(of, n) for of in (baseline, run) for n in (steps, 1)]
-        for _ in range(ROUNDS)
-    ]
-    base, base_1, ours, ours_1 = np.min(rounds, axis=0)
-    seconds = (ours - ours_1) / (STAGES * (steps - 1))
-    return seconds, (ours - ours_1) / (base - base_1)
+    start = time.process_time()
+    measured = run(steps)
+    return measured, time.process_time() - start
 
 
 def results(measured: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -88,22 +71,22 @@ def rounded(values: np.ndarray) -> list[float | None]:
     return [float(f"{x:.5g}") if np.isfinite(x) else None for x in values.tolist()]
 
 
-def evaluate(problem: Problem, method: Method, baseline: Compiled) -> dict[str, Any]:
-    """One row of a table."""
+def evaluate(
+    problem: Problem, method: Method, baseline: float | None
+) -> dict[str, Any]:
+    """One row of a table, given the processor time of the mean's run."""
     run, compiling = compiled(problem, method)
-    seconds, ratio = cost(run, baseline)
     per_stage = problem.steps // STAGES
-    start = time.perf_counter()
-    row = results(run(per_stage))
+    measured, seconds = timed(run, per_stage)
     found = {
-        "ratio": float(f"{ratio:.3g}"),
-        "ms_per_step": float(f"{1e3 * seconds:.3g}"),
+        "processor_s": float(f"{seconds:.3g}"),
         "compile_s": round(compiling, 1),
-        "run_s": round(time.perf_counter() - start, 1),
-        **row,
+        **results(measured),
     }
     if problem.equal_time:
-        fewer = max(1, round(per_stage / ratio))
-        shorter = row if ratio < ALIKE else results(run(fewer))
+        ratio = 1.0 if baseline is None else seconds / baseline
+        shorter = found
+        if ratio > ALIKE:
+            shorter = results(run(max(1, round(per_stage / ratio))))
         found["equal_time"] = {"measures": shorter["measures"]}
     return found

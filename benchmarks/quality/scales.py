@@ -80,7 +80,6 @@ def problem(scales: Sequence[float]) -> Problem:
         rates=(1e-3, 3e-3, 1e-2, 3e-2),
         init=init,
         batch=batch,
-        seeds=10,
         losses=losses,
         measure=measure,
         measures={

@@ -193,7 +193,7 @@ def problem(name: str) -> Problem:
         rates=(3e-3, 1e-2, 3e-2, 1e-1),
         init=lambda key: dense_layers(key, (world.features.shape[1], 32, 4)),
         batch=batch,
-        seeds=10,
+        seeds={"resources": 10, "goals": 5}[name],
         losses=losses,
         measure=measure,
         measures={
