@@ -67,7 +67,7 @@ def evaluate(model, x, y):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns the test error, by aggregator."""
     options = parse_options(argv)
-    x, y = load_breast_cancer(return_X_y=True)
+    x, y = map(np.asarray, load_breast_cancer(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(y))
     x, y = x[order], y[order].astype(np.float32)
     x = ((x - x[:TRAIN].mean(0)) / x[:TRAIN].std(0)).astype(np.float32)
