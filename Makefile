@@ -104,7 +104,7 @@ docs-examples: $(VENV)/demo
 	$(BIN)/python -m docs.run_examples
 
 docs-check: docs
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest tests/test_site_in_browser.py -m browser
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest out
