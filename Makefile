@@ -101,6 +101,7 @@ docs-serve: $(VENV)/docs
 	$(BIN)/mkdocs serve --strict --watch jaxjd --watch interop
 
 docs-examples: $(VENV)/demo
+	$(BIN)/python $(PIP) $(PINNED) --group jinns
 	$(BIN)/python -m docs.run_examples
 
 docs-check: docs
