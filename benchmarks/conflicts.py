@@ -14,10 +14,9 @@ after the mean gradient, and `jaxjd.conflicts` looks at every step:
 
 All seeds are one compiled program, `vmap` over a loop over steps. They have the same
 first parameters and batches for all optimizers. A loss counts as increasing if the
-cosine between its gradient and the step is above 0.001. Learning rates are not
-tuned. The last column says what mean loss of a batch each run reached in its last 50
-steps. The script writes `conflicts.md` and `conflicts.json`
-to the folder `results` beside this file.
+cosine between its gradient and the step is above 0.001. Learning rates are not tuned.
+The last column is the mean loss of a batch in the last 50 steps of each run. The script
+writes `conflicts.md` and `conflicts.json` to the folder `results` beside this file.
 """
 
 import argparse
