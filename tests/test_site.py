@@ -31,6 +31,7 @@ def test_every_public_name_is_in_the_reference():
         } - {"jaxjd.weighting.Weighting", "jaxjd.scalarization.Scalarizer"}
     # Without importing them: they need Flax and torch.
     expected |= {f"jaxjd.nnx.{x}" for x in ("value_and_jac", "explain", "Jacobian")}
+    expected |= {f"jaxjd.plot.{x}" for x in ("heat_map", "weights", "conflicts")}
     exported = (ROOT / "interop" / "__init__.py").read_text()
     expected |= {"interop"} | {
         f"interop.{name}" for name in re.findall(r"import (\w+) as \1", exported)
