@@ -7,12 +7,10 @@ problems of two losses, whose fronts are known:
 - ZDT1, Zitzler, Deb and Thiele (2000): parameters in [0, 1], clipped after each step.
 - ZDT1, sigmoid: the same, as a function of the logits of its parameters.
 
-    python examples/pareto_front.py
-    python examples/pareto_front.py --runs 8 --steps 100 --out out/short
+    python examples/pareto_front.py --runs 32 --steps 3000
 
 The script prints the inverted generational distance (IGD) of each method: the mean
-distance of the points of the front from the nearest run. It also draws the runs. See
-docs/pareto.md. Install what it needs with `pip install 'jaxjd[examples]'`.
+distance of the points of the front from the nearest run. docs/pareto.md explains them.
 """
 
 import argparse
@@ -33,10 +31,7 @@ import jaxjd
 
 
 class Problem(NamedTuple):
-    """Two losses of n parameters, which are drawn from [low, high] to start from.
-
-    `front` is a line of losses [k, 2]; `bounded` says whether steps are clipped.
-    """
+    """Two losses of n parameters, which start in [low, high]. Are they clipped?"""
 
     losses: Callable[[Float[Array, " n"]], dict[str, Float[Array, ""]]]
     front: Float[np.ndarray, "k 2"]
@@ -44,7 +39,7 @@ class Problem(NamedTuple):
     low: float
     high: float
     rate: float
-    bounded: bool = False
+    clipped: bool = False
 
 
 def fonseca_fleming(x: Float[Array, " n"]) -> dict[str, Float[Array, ""]]:
@@ -61,18 +56,15 @@ def zdt1(x: Float[Array, " n"]) -> dict[str, Float[Array, ""]]:
     return {"f1": x[0], "f2": g - jnp.sqrt(g * jnp.maximum(x[0], 1e-6))}
 
 
-def zdt1_of_logits(z: Float[Array, " n"]) -> dict[str, Float[Array, ""]]:
-    return zdt1(jax.nn.sigmoid(z))
-
-
 T = np.linspace(0, 1, 501)
-ENDS = np.stack([T - 1, T], axis=1) * 2  # Of the segment between the two minima.
-FF_FRONT = 1 - np.exp(-(ENDS**2))
+FF_FRONT = 1 - np.exp(-4 * np.stack([1 - T, T], axis=1) ** 2)
 ZDT1_FRONT = np.stack([T, 1 - np.sqrt(T)], axis=1)
 PROBLEMS = {
     "FF": Problem(fonseca_fleming, FF_FRONT, n=3, low=-1, high=1, rate=0.05),
-    "ZDT1": Problem(zdt1, ZDT1_FRONT, n=30, low=0, high=1, rate=0.02, bounded=True),
-    "ZDT1, sigmoid": Problem(zdt1_of_logits, ZDT1_FRONT, n=30, low=-3, high=3, rate=1),
+    "ZDT1": Problem(zdt1, ZDT1_FRONT, n=30, low=0, high=1, rate=0.02, clipped=True),
+    "ZDT1, sigmoid": Problem(
+        lambda z: zdt1(jax.nn.sigmoid(z)), ZDT1_FRONT, n=30, low=-3, high=3, rate=1.0
+    ),
 }
 METHODS = {"upgrad": jaxjd.upgrad, "stch": lambda: jaxjd.stch(0.02)}
 SWEEPS = ("preferences", "starting points")
@@ -92,7 +84,7 @@ def sweep(problem: Problem, method: str, over: str, runs: int, steps: int) -> An
                 jac, state, x, losses=losses, preference=preference
             )
             x = jnp.asarray(optax.apply_updates(x, updates))
-            return (jnp.clip(x, 0, 1) if problem.bounded else x, state), None
+            return (jnp.clip(x, 0, 1) if problem.clipped else x, state), None
 
         (x, _), _ = jax.lax.scan(step, (x, tx.init(x)), length=steps)
         return problem.losses(x)
@@ -120,9 +112,8 @@ def draw(found: dict[tuple[str, str], dict[str, Any]]) -> Figure:
     panels = figure.subplots(len(METHODS), len(PROBLEMS), squeeze=False)
     for panel, ((name, method), of) in zip(panels.T.flat, found.items(), strict=True):
         panel.plot(*PROBLEMS[name].front.T, color="grey", lw=4, alpha=0.4)
-        looks = zip(SWEEPS, ("o", "x"), ("#D55E00", "#0072B2"), strict=True)
-        for over, marker, color in looks:
-            panel.plot(*of[over].T, marker, color=color, ms=5, mfc="none", label=over)
+        for over, look in zip(SWEEPS, ("C1o", "C0x"), strict=True):
+            panel.plot(*of[over].T, look, ms=5, mfc="none", label=over)
         panel.set_title(f"{method} on {name}", fontsize=10)
         panel.set(xlabel="f1", ylabel="f2", xlim=(-0.05, 1.05))
     panels[0, 0].legend(title="one run for each of the", fontsize=8, title_fontsize=8)
