@@ -1,4 +1,4 @@
-# The commands of the README. The first run creates the virtual environment it needs.
+# The commands of CONTRIBUTING.md. The first run creates the virtual environment it needs.
 
 PYTHON ?= python3.11
 PYTHON_OLDEST ?= $(PYTHON)

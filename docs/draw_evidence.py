@@ -27,7 +27,7 @@ def draw(axes: Axes, content: dict[str, Any]) -> None:
     factor = 100 if about["percent"] else 1
     for place, name in enumerate(names):
         values = content["rows"][name]["measures"][first]
-        verdict = _report.versus(values, list(baseline), False).verdict
+        verdict = _report.versus(values, list(baseline)).verdict
         colour = "black" if name == _report.BASELINE else COLOURS.get(verdict, "gray")
         points = factor * np.array(values, float)
         axes.plot(points, np.full(len(points), place), ".", color=colour, alpha=0.35)

@@ -9,8 +9,8 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-# Where a file of the repository is on the site.
-OUTSIDE = {
+# Files of the repository that are taken as they are, and where they are on the site.
+TAKEN = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     **{
@@ -19,9 +19,12 @@ OUTSIDE = {
         if path.suffix in {".md", ".png"}
     },
 }
-LINK = re.compile(r"(?<=\]\()(?:\.\./)*((?:benchmarks/results/|[A-Z]+\.md)[^)#]*)")
+LINK = re.compile(
+    r"(?<=\]\()(?:\.\./)*((?:benchmarks/results/|examples/|[A-Z]+\.md)[^)#]*)"
+)
 # Those that were run: `make docs-examples`.
 EXAMPLES = sorted(path.parent for path in ROOT.glob("docs/examples/*/output.txt"))
+PAGES = TAKEN | {f"examples/{x.name}.py": f"examples/{x.name}.md" for x in EXAMPLES}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -34,7 +37,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take in the changelog, the notes for contributors, measurements and examples."""
-    for source, page in OUTSIDE.items():
+    for source, page in TAKEN.items():
         file = File.generated(config, page, abs_src_path=str(ROOT / source))
         # Pages of measurements come and go: others link to them.
         file.inclusion = InclusionLevel.NOT_IN_NAV
@@ -54,7 +57,7 @@ def on_page_markdown(
     """
     del config, files
     up = "../" * page.file.src_uri.count("/")
-    return LINK.sub(lambda match: up + OUTSIDE.get(match[1], match[1]), markdown)
+    return LINK.sub(lambda match: up + PAGES.get(match[1], match[1]), markdown)
 
 
 def example(kept: Path) -> str:

@@ -46,6 +46,19 @@ def test_every_page_is_in_the_navigation():
     assert len(listed) == len(set(listed))
 
 
+def test_the_links_of_the_readme_lead_somewhere():
+    """MkDocs checks those of the site."""
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()):
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+            slugs = {
+                re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in titles
+            }
+            assert anchor in slugs, link
+
+
 def test_every_public_name_of_torchjd_is_on_its_page():
     """In the section of its module, beside names that exist here."""
     torchjd = pytest.importorskip("torchjd")

@@ -10,10 +10,9 @@ Batch = tuple[Any, ...]
 
 
 class Measure(NamedTuple):
-    """A number that is measured, as tables show it."""
+    """A number that is measured, as tables show it. Lower is better."""
 
     heading: str
-    higher_is_better: bool = False
     percent: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Tables and pictures of the results, and what they say against the mean."""
+"""Tables of the results, and what they say against the mean."""
 
 import json
 import math
@@ -28,10 +28,13 @@ class Versus(NamedTuple):
         return "better" if self.difference > 0 else "worse"
 
 
-def versus(values: list[Any], baseline: list[Any], higher: bool) -> Versus:
-    """Compare seed by seed: a seed has the same start and batches for all methods."""
+def versus(values: list[Any], baseline: list[Any]) -> Versus:
+    """Compare seed by seed: a seed has the same start and batches for all methods.
+
+    Lower is better, in everything that is measured.
+    """
     ours, theirs = (np.array(x, float) for x in (values, baseline))
-    differences = (ours - theirs) if higher else (theirs - ours)
+    differences = theirs - ours
     if not np.isfinite(differences).all():
         return Versus(math.nan, math.nan)
     error = differences.std(ddof=1) / math.sqrt(len(differences))
@@ -58,12 +61,11 @@ def slug(problem: str, method: str) -> str:
 
 def ranked(content: dict[str, Any]) -> list[str]:
     """The methods, the best first."""
-    first, about = next(iter(content["measures"].items()))
-    sign = -1 if about["higher_is_better"] else 1
+    first = next(iter(content["measures"]))
 
     def key(name: str) -> float:
         mean = np.mean(np.array(content["rows"][name]["measures"][first], float))
-        return sign * float(mean) if math.isfinite(mean) else math.inf
+        return float(mean) if math.isfinite(mean) else math.inf
 
     return sorted(content["rows"], key=key)
 
@@ -83,9 +85,8 @@ def cells(content: dict[str, Any]) -> list[list[str]]:
         return number(of["measures"][measure], about[measure]["percent"])
 
     def against(name: str, of: dict[str, Any], other: dict[str, Any]) -> str:
-        higher = about[first]["higher_is_better"]
         pair = of["measures"][first], other["measures"][first]
-        return "" if name == BASELINE else versus(*pair, higher).verdict
+        return "" if name == BASELINE else versus(*pair).verdict
 
     timed = "equal_time" in content["rows"][BASELINE]
     units = {name: ", %" if x["percent"] else "" for name, x in about.items()}
@@ -97,7 +98,6 @@ def cells(content: dict[str, Any]) -> list[list[str]]:
     baseline = content["rows"][BASELINE]
     for name in ranked(content):
         row = content["rows"][name]
-
         verdict = against(name, row, baseline)
         line = [f'<a id="{slug(content["name"], name)}"></a>{name}']
         line += [shown(row, measure) for measure in about]
@@ -134,11 +134,11 @@ def glance(contents: list[dict[str, Any]], methods: list[str]) -> list[list[str]
             if method not in content["rows"]:
                 line.append("")
                 continue
-            first, about = next(iter(content["measures"].items()))
+            first = next(iter(content["measures"]))
             ours, base = (
                 content["rows"][x]["measures"][first] for x in (method, BASELINE)
             )
-            verdict = versus(ours, base, about["higher_is_better"]).verdict
+            verdict = versus(ours, base).verdict
             if verdict in ("better", "worse"):
                 change = np.mean(ours) / np.mean(base) - 1
                 text = f"{100 * change:+.0f}%".replace("-", "\u2212")

@@ -257,17 +257,17 @@ def test_a_run_that_diverges_is_the_worst():
 def test_what_is_noise():
     base = [1.0, 2.0, 3.0, 4.0, 5.0]
     # All seeds alike, however much they vary.
-    assert _report.versus([x - 0.1 for x in base], base, False).verdict == "better"
-    assert _report.versus([x - 0.1 for x in base], base, True).verdict == "worse"
+    assert _report.versus([x - 0.1 for x in base], base).verdict == "better"
+    assert _report.versus([x + 0.1 for x in base], base).verdict == "worse"
     # Differences 1, 0, 0, 0, 0: their mean is one standard error.
-    assert _report.versus([0.0, *base[1:]], base, False).verdict == "within noise"
+    assert _report.versus([0.0, *base[1:]], base).verdict == "within noise"
     # 95% of Student's t with 4 degrees of freedom are within 2.776 standard errors.
     differences = np.array([0.1, 0.3, 0.2, 0.5, 0.4])
-    found = _report.versus(list(base - differences), base, False)
+    found = _report.versus(list(base - differences), base)
     error = differences.std(ddof=1) / np.sqrt(5)
     assert found.difference == pytest.approx(0.3)
     assert found.bound == pytest.approx(2.776445 * error, rel=1e-5)
-    assert _report.versus([*base[1:], None], base, False).verdict == "diverges"
+    assert _report.versus([*base[1:], None], base).verdict == "diverges"
 
 
 # The pages ---------------------------------------------------------------------------
@@ -283,12 +283,10 @@ def verdicts() -> dict[str, str]:
         content = json.loads(path.read_text())
         if content["name"] == front.NAME:
             continue
-        first, about = next(iter(content["measures"].items()))
+        first = next(iter(content["measures"]))
         base = content["rows"]["mean"]["measures"][first]
         for name, row in content["rows"].items():
-            versus = _report.versus(
-                row["measures"][first], base, about["higher_is_better"]
-            )
+            versus = _report.versus(row["measures"][first], base)
             found[_report.slug(content["name"], name)] = versus.verdict
     return found
 
