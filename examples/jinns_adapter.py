@@ -32,7 +32,7 @@ from rich.table import Table
 
 import jaxjd
 
-FREQUENCY, DAMPING, END = 3.0, 0.3, 5.0
+FREQUENCY, DAMPING, END = 3.0, 0.3, 2.0
 AGGREGATORS = {"mean": jaxjd.mean(), "upgrad": jaxjd.upgrad()}
 AGGREGATORS["conflict_free"] = jaxjd.conflict_free()
 
@@ -65,7 +65,7 @@ def solution(t: np.ndarray) -> np.ndarray:
     return np.exp(-DAMPING * t) * wave
 
 
-def problem() -> tuple[LossODE, Any]:
+def problem() -> tuple[Any, Any]:
     """The loss, and the parameters to start from."""
     layers = ((eqx.nn.Linear, 1, 32), (jnp.tanh,), (eqx.nn.Linear, 32, 32))
     layers = (*layers, (jnp.tanh,), (eqx.nn.Linear, 32, 2))
