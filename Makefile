@@ -44,7 +44,7 @@ $(VENV)/made: constraints.txt
 $(VENV)/test: $(VENV)/made pyproject.toml constraints.txt
 	$(BIN)/python $(PIP) $(PINNED) torch
 	$(BIN)/python $(PIP) $(PINNED) --editable '.[flax,interop,examples]' \
-		--group test --group lint --group bench
+		--group test --group lint --group bench --group jinns
 	touch $@
 
 $(VENV)/demo: $(VENV)/made pyproject.toml constraints.txt
