@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -25,6 +26,8 @@ LINK = re.compile(
 # Those that were run: `make docs-examples`.
 EXAMPLES = sorted(path.parent for path in ROOT.glob("docs/examples/*/output.txt"))
 PAGES = TAKEN | {f"examples/{x.name}.py": f"examples/{x.name}.md" for x in EXAMPLES}
+
+COMMANDS = re.compile(r"(?:^    \S.*\n)+", re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -60,6 +63,11 @@ def on_page_markdown(
     return LINK.sub(lambda match: up + PAGES.get(match[1], match[1]), markdown)
 
 
+def fenced(commands: re.Match[str]) -> str:
+    """Behind a list Markdown would take indented lines for a part of it."""
+    return f"```sh\n{textwrap.dedent(commands[0]).rstrip()}\n```\n"
+
+
 def example(kept: Path) -> str:
     """The page of an example: what it is, what it prints and draws, the program."""
     code = (ROOT / "examples" / f"{kept.name}.py").read_text()
@@ -72,7 +80,7 @@ def example(kept: Path) -> str:
     return "\n\n".join(
         [
             f"# {kept.name}.py",
-            ast.get_docstring(module) or "",
+            COMMANDS.sub(fenced, ast.get_docstring(module) or ""),
             "## What it prints",
             f"```text\n{(kept / 'output.txt').read_text().rstrip()}\n```",
             *pictures,

@@ -6,15 +6,18 @@ Each method has a hand-written row in the first table of `docs/aggregators.md` a
 in the tests' registry. This script takes the parameters of the first table from the
 signatures, and its marks and the table "Unusual gradients" from the registry. The
 tables of `docs/evidence.md` come from the results of `python -m
-benchmarks.tasks_quality`.
+benchmarks.tasks_quality`, those of `docs/optax.md` from those of `python -m
+benchmarks.conflicts`.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import jaxjd
+from benchmarks import conflicts
 from benchmarks._results import FOLDER
 from benchmarks.quality import PROBLEMS, _report, front
 from benchmarks.quality._methods import METHODS
@@ -23,6 +26,7 @@ from tests.weighting.registry import AGGREGATORS, KINDS
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "aggregators.md"
 EVIDENCE = ROOT / "docs" / "evidence.md"
+OPTAX = ROOT / "docs" / "optax.md"
 # Where the results of a problem go: between these two comments.
 RESULTS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \|(.*)\|$", re.MULTILINE)
@@ -35,6 +39,7 @@ def pages() -> dict[Path, str]:
     return {
         PAGE: page,
         EVIDENCE: RESULTS.sub(results, EVIDENCE.read_text()),
+        OPTAX: RESULTS.sub(of_conflicts, OPTAX.read_text()),
     }
 
 
@@ -51,6 +56,12 @@ def results(place: re.Match[str]) -> str:
     of = front.cells if name == front.NAME else _report.cells
     table = _report.markdown(of(content))
     return f"{begin}\n{_report.setting(content)}\n\n{table}\n\n{end}"
+
+
+def of_conflicts(place: re.Match[str]) -> str:
+    content = json.loads((FOLDER / "conflicts.json").read_text())
+    begin, _, end = place.groups()
+    return f"{begin}\n{conflicts.table(content)}\n\n{end}"
 
 
 def in_section(text: str, title: str, table: Callable[[str], list[list[str]]]) -> str:

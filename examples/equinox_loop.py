@@ -103,7 +103,7 @@ def draw(spread: dict[str, np.ndarray]) -> Figure:
     for name, losses in spread.items():
         share = np.arange(1, len(losses) + 1) / len(losses)
         axes.plot(np.sort(losses), share, label=name)
-    axes.set(xscale="log", xlabel="loss of an example after training")
+    axes.set(xscale="log", xlim=1e-10, xlabel="loss of an example after training")
     axes.set(ylabel="share of the training set below")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -32,7 +32,7 @@ from rich.table import Table
 
 import jaxjd
 
-FREQUENCY, DAMPING, END = 3.0, 0.3, 5.0
+FREQUENCY, DAMPING, END = 2.0, 0.3, 3.0
 AGGREGATORS = {"mean": jaxjd.mean(), "upgrad": jaxjd.upgrad()}
 AGGREGATORS["conflict_free"] = jaxjd.conflict_free()
 
@@ -65,7 +65,7 @@ def solution(t: np.ndarray) -> np.ndarray:
     return np.exp(-DAMPING * t) * wave
 
 
-def problem() -> tuple[LossODE, Any]:
+def problem() -> tuple[Any, Any]:
     """The loss, and the parameters to start from."""
     layers = ((eqx.nn.Linear, 1, 32), (jnp.tanh,), (eqx.nn.Linear, 32, 32))
     layers = (*layers, (jnp.tanh,), (eqx.nn.Linear, 32, 2))
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     expected, found, errors = solution(END * t), {}, {}
     table = Table("", "equation", "initial condition", "error")
     for name, aggregator in AGGREGATORS.items():
-        rate = optax.cosine_decay_schedule(5e-3, options.steps)
+        rate = optax.cosine_decay_schedule(1e-2, options.steps)
         tx = optax.chain(aggregator, optax.adam(rate))
         params, state = start, tx.init(start)
         generator, values = points(), None
@@ -143,7 +143,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--steps", type=int, default=2000, help="steps of 64 points in time")
+    add("--steps", type=int, default=4000, help="steps of 64 points in time")
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
     return parser.parse_args(argv)
 

@@ -33,10 +33,8 @@ import jaxjd
 
 BATCH = 32
 # UPGrad by its authors' rule, which is for many losses of one kind.
-AGGREGATORS = {
-    "mean": jaxjd.mean(),
-    "upgrad": jaxjd.upgrad(norm_eps=1e-4, reg_eps=1e-4),
-}
+UPGRAD = jaxjd.upgrad(norm_eps=1e-4, reg_eps=1e-4)
+AGGREGATORS = {"mean": jaxjd.mean(), "upgrad": UPGRAD}
 # Skips updates that are not finite; after so many in a row it would let one through.
 ADAM = optax.apply_if_finite(optax.adam(1e-3), max_consecutive_errors=100)
 

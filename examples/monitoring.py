@@ -31,6 +31,7 @@ from sklearn.datasets import load_digits
 
 import jaxjd
 
+MEAN_INK = 19.5  # Of a digit, in pixels.
 TASKS = ("digit", "ink", "parity")  # In the order of the rows: sorted.
 BATCH, WIDTH = 64, 32
 WEIGHTINGS = {"mean": jaxjd.weighting.mean(), "upgrad": jaxjd.weighting.upgrad()}
@@ -55,7 +56,7 @@ def losses(params: PyTree, images: Float[Array, "b 64"], digits: Int[Array, " b"
     return {
         "digit": cross_entropy.mean(),
         # In pixels, so that its gradient is long.
-        "ink": jnp.mean((of_ink[:, 0] - images.sum(axis=1)) ** 2),
+        "ink": jnp.mean((MEAN_INK + of_ink[:, 0] - images.sum(axis=1)) ** 2),
         "parity": odd.mean(),
     }
 

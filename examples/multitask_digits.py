@@ -2,7 +2,8 @@
 
 Each task, the digit at the upper left and the digit at the lower right, has a loss and
 a head of its own. The tasks may only conflict in the trunk. So `jaxjd.partition` gives
-the trunk an aggregator, and each head the gradient of its own task.
+the trunk an aggregator, and each head the gradient of its own task. These two tasks
+hardly ever conflict, and then UPGrad's update is that of the mean.
 
     python examples/multitask_digits.py
     python examples/multitask_digits.py --steps 3000
@@ -119,12 +120,13 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
 def draw(curves: dict, images: np.ndarray, found: np.ndarray) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.6, 1))[0]
-    axes, colors = left.subplots(), ("gray", "tab:blue")
+    axes, colors = left.subplots(), ("lightgray", "tab:blue")
     for (name, of_tasks), color in zip(curves.items(), colors, strict=True):
         for (task, values), style in zip(of_tasks.items(), "-:", strict=True):
             width = max(1, len(values) // 20)
             smooth = np.convolve(values, np.full(width, 1 / width), "valid")
-            axes.semilogy(smooth, style, color=color, label=f"{name}, {task}")
+            style = {"ls": style, "lw": 5 if name == "mean" else 1.5, "color": color}
+            axes.semilogy(smooth, label=f"{name}, {task}", **style)
     axes.set(xlabel="step", title="train loss, moving average")
     axes.grid(alpha=0.3)
     axes.legend()

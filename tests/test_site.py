@@ -29,7 +29,7 @@ def test_every_public_name_is_in_the_reference():
             for name, value in vars(module).items()
             if not name.startswith("_") and not inspect.ismodule(value)
         } - {"jaxjd.weighting.Weighting", "jaxjd.scalarization.Scalarizer"}
-    # Without importing them: they need Flax and torch.
+    # Without importing them: they need Flax, matplotlib and torch.
     expected |= {f"jaxjd.nnx.{x}" for x in ("value_and_jac", "explain", "Jacobian")}
     expected |= {f"jaxjd.plot.{x}" for x in ("heat_map", "weights", "conflicts")}
     exported = (ROOT / "interop" / "__init__.py").read_text()

@@ -18,6 +18,9 @@ from jaxjd.engine.structured._plan import Group, Plan, extent, joint
 from jaxjd.engine.structured._walk import Use
 
 ITEMSIZE = 4
+# Losses of one computation are pulled back in a loop on a CPU. An iteration takes some
+# 2 µs whatever it computes.
+FLOPS_PER_PASS = 100_000
 
 
 class Estimate(NamedTuple):
@@ -66,6 +69,9 @@ def with_rows(plan: Plan) -> Estimate:
     # Each loss has a product of its own with what is recorded.
     read = zip(found.uses, plan.uses, strict=True)
     moved += sum(k * _recorded(use) for k, use in read)
+    pieces = plan.function.pieces(plan.argnums).pieces
+    passes = sum(piece.num_losses for piece in pieces if piece.num_losses > 1)
+    flops += FLOPS_PER_PASS * passes
     return Estimate(Cost(flops, ITEMSIZE * moved), ITEMSIZE * kept)
 
 
@@ -90,6 +96,13 @@ def without_rows(plan: Plan) -> Estimate:
     # written and read once more.
     several = [k if k > 1 else 0 for k in found.uses]
     num_bytes += 2 * ITEMSIZE * _cotangents(plan, several)
+    # A loop must write what all its iterations leave. A backward pass through the same
+    # loop adds up weight gradients instead, and with `jax.checkpoint` records nothing.
+    looped = [use for use in plan.uses if use.levels]
+    num_bytes += 2 * ITEMSIZE * sum(map(_recorded, looped))
+    in_loops = zip(found.uses, plan.uses, strict=True)
+    left = [k if use.levels else 0 for k, use in in_loops]
+    num_bytes += 2 * ITEMSIZE * _cotangents(plan, left)
     direct = sum(found.parameters[leaf] * sizes[leaf] for leaf in plan.direct)
     memory = ITEMSIZE * (_cotangents(plan, found.uses) + direct + kept + largest)
     return Estimate(Cost(flops, num_bytes), memory)
