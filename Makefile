@@ -1,4 +1,4 @@
-# The commands of the README. The first run creates the virtual environment it needs.
+# The commands of CONTRIBUTING.md. The first run creates the virtual environment it needs.
 
 PYTHON ?= python3.11
 PYTHON_OLDEST ?= $(PYTHON)
@@ -44,7 +44,7 @@ $(VENV)/made: constraints.txt
 $(VENV)/test: $(VENV)/made pyproject.toml constraints.txt
 	$(BIN)/python $(PIP) $(PINNED) torch
 	$(BIN)/python $(PIP) $(PINNED) --editable '.[flax,interop,examples]' \
-		--group test --group lint --group bench
+		--group test --group lint --group bench --group jinns
 	touch $@
 
 $(VENV)/demo: $(VENV)/made pyproject.toml constraints.txt
@@ -101,10 +101,11 @@ docs-serve: $(VENV)/docs
 	$(BIN)/mkdocs serve --strict --watch jaxjd --watch interop
 
 docs-examples: $(VENV)/demo
+	$(BIN)/python $(PIP) $(PINNED) --group jinns
 	$(BIN)/python -m docs.run_examples
 
 docs-check: docs
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest tests/test_site_in_browser.py -m browser
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest out

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -9,8 +10,8 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-# Where a file of the repository is on the site.
-OUTSIDE = {
+# Files of the repository that are taken as they are, and where they are on the site.
+TAKEN = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     **{
@@ -19,9 +20,14 @@ OUTSIDE = {
         if path.suffix in {".md", ".png"}
     },
 }
-LINK = re.compile(r"(?<=\]\()(?:\.\./)*((?:benchmarks/results/|[A-Z]+\.md)[^)#]*)")
+LINK = re.compile(
+    r"(?<=\]\()(?:\.\./)*((?:benchmarks/results/|examples/|[A-Z]+\.md)[^)#]*)"
+)
 # Those that were run: `make docs-examples`.
 EXAMPLES = sorted(path.parent for path in ROOT.glob("docs/examples/*/output.txt"))
+PAGES = TAKEN | {f"examples/{x.name}.py": f"examples/{x.name}.md" for x in EXAMPLES}
+
+COMMANDS = re.compile(r"(?:^    \S.*\n)+", re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -34,7 +40,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take in the changelog, the notes for contributors, measurements and examples."""
-    for source, page in OUTSIDE.items():
+    for source, page in TAKEN.items():
         file = File.generated(config, page, abs_src_path=str(ROOT / source))
         # Pages of measurements come and go: others link to them.
         file.inclusion = InclusionLevel.NOT_IN_NAV
@@ -54,7 +60,12 @@ def on_page_markdown(
     """
     del config, files
     up = "../" * page.file.src_uri.count("/")
-    return LINK.sub(lambda match: up + OUTSIDE.get(match[1], match[1]), markdown)
+    return LINK.sub(lambda match: up + PAGES.get(match[1], match[1]), markdown)
+
+
+def fenced(commands: re.Match[str]) -> str:
+    """Behind a list Markdown would take indented lines for a part of it."""
+    return f"```sh\n{textwrap.dedent(commands[0]).rstrip()}\n```\n"
 
 
 def example(kept: Path) -> str:
@@ -69,7 +80,7 @@ def example(kept: Path) -> str:
     return "\n\n".join(
         [
             f"# {kept.name}.py",
-            ast.get_docstring(module) or "",
+            COMMANDS.sub(fenced, ast.get_docstring(module) or ""),
             "## What it prints",
             f"```text\n{(kept / 'output.txt').read_text().rstrip()}\n```",
             *pictures,

@@ -4,26 +4,29 @@
 
 Each method has a hand-written row in the first table of `docs/aggregators.md` and a row
 in the tests' registry. This script takes the parameters of the first table from the
-signatures, its marks and the table "Unusual gradients" from the registry, and the
-README's table from the first table. The tables of `docs/evidence.md` come from the
-results of `python -m benchmarks.tasks_quality`.
+signatures, and its marks and the table "Unusual gradients" from the registry. The
+tables of `docs/evidence.md` come from the results of `python -m
+benchmarks.tasks_quality`, those of `docs/optax.md` from those of `python -m
+benchmarks.conflicts`.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import jaxjd
+from benchmarks import conflicts
 from benchmarks._results import FOLDER
 from benchmarks.quality import PROBLEMS, _report, front
 from benchmarks.quality._methods import METHODS
-from tests.weighting.registry import AGGREGATORS, KINDS, OF_LOSSES, OF_ROWS
+from tests.weighting.registry import AGGREGATORS, KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "aggregators.md"
-README = ROOT / "README.md"
 EVIDENCE = ROOT / "docs" / "evidence.md"
+OPTAX = ROOT / "docs" / "optax.md"
 # Where the results of a problem go: between these two comments.
 RESULTS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \|(.*)\|$", re.MULTILINE)
@@ -31,14 +34,12 @@ ROW = re.compile(r"^\| `(\w+)` \|(.*)\|$", re.MULTILINE)
 
 def pages() -> dict[Path, str]:
     """The text that each page should have."""
-    page, readme = PAGE.read_text(), README.read_text()
-    page = in_section(page, "# The aggregators", completed)
+    page = in_section(PAGE.read_text(), "# The aggregators", completed)
     page = in_section(page, "## Unusual gradients", unusual)
-    rows = cells(page.split("\n## ")[0])
     return {
         PAGE: page,
-        README: in_section(readme, "## Methods", lambda text: methods(text, rows)),
         EVIDENCE: RESULTS.sub(results, EVIDENCE.read_text()),
+        OPTAX: RESULTS.sub(of_conflicts, OPTAX.read_text()),
     }
 
 
@@ -55,6 +56,12 @@ def results(place: re.Match[str]) -> str:
     of = front.cells if name == front.NAME else _report.cells
     table = _report.markdown(of(content))
     return f"{begin}\n{_report.setting(content)}\n\n{table}\n\n{end}"
+
+
+def of_conflicts(place: re.Match[str]) -> str:
+    content = json.loads((FOLDER / "conflicts.json").read_text())
+    begin, _, end = place.groups()
+    return f"{begin}\n{conflicts.table(content)}\n\n{end}"
 
 
 def in_section(text: str, title: str, table: Callable[[str], list[list[str]]]) -> str:
@@ -116,19 +123,6 @@ def unusual(section: str) -> list[list[str]]:
             for name, row in AGGREGATORS.items()
         ),
     ]
-
-
-def methods(section: str, rows: dict[str, list[str]]) -> list[list[str]]:
-    """The rows of the README's table, in its order: new ones by what they look at."""
-    old = [name for name in cells(section) if name in rows]
-    names = old + [name for name in rows if name not in old]
-    table = [["name", "what the update is", "state", "parameters", "paper"]]
-    for name in sorted(names, key=lambda name: (name in OF_ROWS, name in OF_LOSSES)):
-        update, _, state, given, *_, reference = rows[name]
-        state = "" if state == "none" else state
-        given = re.sub(r"=.*?`", "`", given)
-        table.append([f"`{name}`", update, state, given, reference])
-    return table
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def evaluate(model, x, y):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns the test error, by aggregator."""
     options = parse_options(argv)
-    x, y = load_breast_cancer(return_X_y=True)
+    x, y = map(np.asarray, load_breast_cancer(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(y))
     x, y = x[order], y[order].astype(np.float32)
     x = ((x - x[:TRAIN].mean(0)) / x[:TRAIN].std(0)).astype(np.float32)
@@ -103,7 +103,7 @@ def draw(spread: dict[str, np.ndarray]) -> Figure:
     for name, losses in spread.items():
         share = np.arange(1, len(losses) + 1) / len(losses)
         axes.plot(np.sort(losses), share, label=name)
-    axes.set(xscale="log", xlabel="loss of an example after training")
+    axes.set(xscale="log", xlim=1e-10, xlabel="loss of an example after training")
     axes.set(ylabel="share of the training set below")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -81,7 +81,7 @@ def step(params, state, images, labels, *, tx):
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     """Returns the test errors of both tasks, by aggregator."""
     options = parse_options(argv)
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     images = (images / 16).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(labels))
     train, test = order[:TRAIN], order[TRAIN:]
@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
         for _ in track(range(options.steps), f"{name:>26}"):
             batch = rng.choice(train, BATCH, replace=False)
             params, state, _ = step(params, state, images[batch], labels[batch], tx=tx)
-        found = jax.tree.map(np.asarray, predict(params, images[test, :32]))
+        found = jax.tree.map(
+            np.asarray, predict(params, jnp.asarray(images[test, :32]))
+        )
         wrong = np.mean(found["digit"].argmax(axis=1) != labels[test])
         away = np.sqrt(np.mean((found["lower"] - images[test, 32:]) ** 2))
         results[name], completed[name] = (float(wrong), float(away)), found["lower"]

@@ -8,9 +8,9 @@ not finite is skipped by `optax.apply_if_finite`, and halves the scale.
     python examples/mixed_precision.py
     python examples/mixed_precision.py --steps 2000 --scale 1e9 --patience 200
 
-It prints the loss in each precision, beside that of the mean loss, and draws the losses
-and the scale into `out/mixed_precision.png`. Install what it needs with `pip install
-'jaxjd[examples]'`.
+It prints the loss in each precision, beside that of the mean loss, and draws them and
+the scale into `out/mixed_precision.png`. `pip install 'jaxjd[examples]'` installs what
+it needs.
 """
 
 import argparse
@@ -33,10 +33,8 @@ import jaxjd
 
 BATCH = 32
 # UPGrad by its authors' rule, which is for many losses of one kind.
-AGGREGATORS = {
-    "mean": jaxjd.mean(),
-    "upgrad": jaxjd.upgrad(norm_eps=1e-4, reg_eps=1e-4),
-}
+UPGRAD = jaxjd.upgrad(norm_eps=1e-4, reg_eps=1e-4)
+AGGREGATORS = {"mean": jaxjd.mean(), "upgrad": UPGRAD}
 # Skips updates that are not finite; after so many in a row it would let one through.
 ADAM = optax.apply_if_finite(optax.adam(1e-3), max_consecutive_errors=100)
 
@@ -80,11 +78,10 @@ def step(params, state, scale, images, labels, *, aggregator, dtype, patience):
     per_example = jaxjd.value_and_jac(scaled, in_axes=(None, 0, 0))
     losses, jac = per_example(params, images, labels)
     update, _ = aggregator.update(jac, aggregator.init(params), params)
-    update = jax.tree.map(lambda x: x / scale.value, update)
+    update, mean = optax.tree.scale(1 / scale.value, (update, losses.mean()))
     updates, state = ADAM.update(update, state, params)
-    mean = losses.mean() / scale.value
     if patience:
-        scale = scale.after(state.last_finite, patience)
+        scale = scale.after(optax.tree.get(state, "last_finite"), patience)
     return optax.apply_updates(params, updates), state, scale, mean
 
 
@@ -99,8 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         "float16": (jnp.float16, 1.0, None),
         "float16, scaled": (jnp.float16, options.scale, options.patience),
     }
-    curves = {}
-    table = Table("", "", "train loss", "skipped steps", "last scale")
+    curves, table = {}, Table("", "", "train loss", "skipped steps", "last scale")
     for method, aggregator in AGGREGATORS.items():
         for name, (dtype, value, patience) in precisions.items():
             params = init(jax.random.key(0))
@@ -114,8 +110,8 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
                 seen.append((float(mean), float(scale.value)))
             curves[f"{method}, {name}"] = found = np.array(seen)
             last = np.nanmean(found[-(len(found) // 10 + 1) :, 0])
-            numbers = f"{last:.4f}", f"{state.total_notfinite}", f"{scale.value:.0f}"
-            table.add_row(method, name, *numbers)
+            skipped = str(optax.tree.get(state, "total_notfinite"))
+            table.add_row(method, name, f"{last:.4f}", skipped, f"{scale.value:.0f}")
     rich.print(table)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "mixed_precision.png"

@@ -9,8 +9,8 @@ Here three tasks on the digits of scikit-learn have gradients of very different 
     python examples/monitoring.py --steps 2000 --output out/long
 
 It writes `out/monitoring_NAME.csv` for each aggregator, one row per step, as any logger
-would, prints what they say, and draws it into `out/monitoring.png`. Install what it
-needs with `pip install 'jaxjd[examples]'`.
+would, and draws them into `out/monitoring.png`. `pip install 'jaxjd[examples]'`
+installs what it needs.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from sklearn.datasets import load_digits
 
 import jaxjd
 
+MEAN_INK = 19.5  # Of a digit, in pixels.
 TASKS = ("digit", "ink", "parity")  # In the order of the rows: sorted.
 BATCH, WIDTH = 64, 32
 WEIGHTINGS = {"mean": jaxjd.weighting.mean(), "upgrad": jaxjd.weighting.upgrad()}
@@ -45,9 +46,7 @@ def init(key: Array) -> PyTree:
     }
 
 
-def losses(
-    params: PyTree, images: Float[Array, "b 64"], digits: Int[Array, " b"]
-) -> dict[str, Float[Array, ""]]:
+def losses(params: PyTree, images: Float[Array, "b 64"], digits: Int[Array, " b"]):
     """Which digit is it, how much ink is it made of, and is it odd?"""
     features = jnp.tanh(images @ params["trunk"])
     of_digit = features @ params["digit"]
@@ -57,7 +56,7 @@ def losses(
     return {
         "digit": cross_entropy.mean(),
         # In pixels, so that its gradient is long.
-        "ink": jnp.mean((of_ink[:, 0] - images.sum(axis=1)) ** 2),
+        "ink": jnp.mean((MEAN_INK + of_ink[:, 0] - images.sum(axis=1)) ** 2),
         "parity": odd.mean(),
     }
 
@@ -75,16 +74,15 @@ def row(values: dict[str, Array], shown: jaxjd.Diagnostics) -> dict[str, float]:
     for name in ("weights", "norms", "agreement", "changes"):
         several = np.asarray(getattr(shown, name))
         numbers |= {f"{name}/{t}": float(several[i]) for i, t in enumerate(TASKS)}
-    for name in ("conflicting", "cosine_to_mean", "effective_losses", "entropy"):
-        numbers[name] = float(getattr(shown, name))
-    return numbers
+    single = ("conflicting", "cosine_to_mean", "effective_losses", "entropy")
+    return numbers | {name: float(getattr(shown, name)) for name in single}
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
     """Returns the columns of the logs, by aggregator."""
     options = parse_options(argv)
     options.output.mkdir(parents=True, exist_ok=True)
-    images, digits = load_digits(return_X_y=True)
+    images, digits = map(np.asarray, load_digits(return_X_y=True))
     images = (images / 16).astype(np.float32)
     logs = {}
     for name, weighting in WEIGHTINGS.items():
@@ -105,9 +103,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
                 writer.writerow(rows[-1])
         logs[name] = {key: np.array([r[key] for r in rows]) for key in rows[0]}
 
-    table = Table("", *(f"loss: {task}" for task in TASKS))
-    for task in TASKS:
-        table.add_column(f"steps that\nincrease {task}")
+    increases = (f"steps that\nincrease {task}" for task in TASKS)
+    table = Table("", *(f"loss: {task}" for task in TASKS), *increases)
     for name, log in logs.items():
         last = slice(-(options.steps // 10 + 1), None)
         values = [f"{log[f'loss/{task}'][last].mean():.3f}" for task in TASKS]
@@ -115,17 +112,16 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
         values += [f"{np.mean(log[f'agreement/{t}'] < -1e-3):.0%}" for t in TASKS]
         table.add_row(name, *values)
     rich.print(table)
-    path = options.output / "monitoring.png"
-    draw(logs).savefig(path, dpi=100)
-    print(f"The logs are in {options.output}, the figure is {path}")
+    draw(logs).savefig(options.output / "monitoring.png", dpi=100)
+    print(f"The logs and the figure are in {options.output}")
     return logs
 
 
 def draw(logs: dict[str, dict[str, np.ndarray]]) -> Figure:
     figure = Figure(figsize=(11, 2.8 * len(logs)), layout="constrained")
     grid = figure.subplots(len(logs), 3, sharex=True, sharey="col")
-    titles = {"loss": "losses", "norms": "norms of the gradients"}
-    titles |= {"agreement": "cosine of the update with the gradients"}
+    titles = {"loss": "losses", "norms": "gradient norms"}
+    titles |= {"agreement": "cosine of update and gradients"}
     for axes, (name, log) in zip(grid, logs.items(), strict=True):
         for one, (kind, title) in zip(axes, titles.items(), strict=True):
             for task in TASKS:

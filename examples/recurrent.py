@@ -86,7 +86,7 @@ def accuracy(params: PyTree, rows: Array, labels: Array) -> Float[Array, "8"]:
 def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     """Returns the test accuracy after each row, by aggregator."""
     options = parse_options(argv)
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     rows = (images / 16).reshape(-1, 8, 8).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(labels))
     train, test = order[:TRAIN], order[TRAIN:]
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         curves[name] = np.array(seen)
         results[name] = np.asarray(accuracy(params, rows[test], labels[test]))
 
-    table = Table("", *(f"{row} rows" for row in range(1, 9)), title="Test accuracy")
+    table = Table("", *map(str, range(1, 9)), title="Test accuracy after each row")
     for name, after_rows in results.items():
         table.add_row(name, *(f"{x:.1%}" for x in after_rows))
     rich.print(table)

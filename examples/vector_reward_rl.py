@@ -6,11 +6,11 @@ mean return at that time as the baseline), and the aggregator makes one update o
 Environment, episodes and training are one compiled function.
 
     python examples/vector_reward_rl.py
-    python examples/vector_reward_rl.py --updates 1000 --aggregators mean mgda
+    python examples/vector_reward_rl.py --updates 1000
 
-It prints the mean returns before and after, beside those of the mean of the rewards,
-and draws learning curves and courses of the boat into `out/vector_reward_rl.png`.
-Install what it needs with `pip install 'jaxjd[examples]'`.
+It prints the mean returns, those of the mean of the rewards first, and draws courses of
+the boat into `out/vector_reward_rl.png`. `pip install 'jaxjd[examples]'` installs what
+it needs.
 """
 
 import argparse
@@ -33,51 +33,35 @@ REWARDS = ("goal", "energy", "rocks")
 GOAL, ROCKS, RADIUS = jnp.array([1.0, 0.0]), jnp.array([0.0, 0.1]), 0.35
 HORIZON, EPISODES, CHUNK = 20, 128, 10
 NOISE = 0.3  # The standard deviation of the actions around their mean.
-AGGREGATORS = {
-    "mean": jaxjd.mean,
-    "upgrad": jaxjd.upgrad,
-    "mgda": jaxjd.mgda,
-    "conflict_free": jaxjd.conflict_free,
-}
-
-
-# The environment ---------------------------------------------------------------------
+AGGREGATORS = {"mean": jaxjd.mean(), "upgrad": jaxjd.upgrad()}
+AGGREGATORS["conflict_free"] = jaxjd.conflict_free()
 
 
 def reset(key: Key[Array, ""]) -> Float[Array, "2"]:
     return jnp.array([-1.0, 0.0]) + jax.random.uniform(key, (2,), minval=-0.3) * 0.5
 
 
-def move(
-    boat: Float[Array, "2"], action: Float[Array, "2"]
-) -> tuple[Float[Array, "2"], Float[Array, "3"]]:
+def move(boat: Array, action: Array) -> tuple[Float[Array, "2"], Float[Array, "3"]]:
     boat = boat + 0.2 * jnp.tanh(action)
     aground = jnp.sum((boat - ROCKS) ** 2) < RADIUS**2
-    distance = jnp.linalg.norm(boat - GOAL)
-    rewards = jnp.stack([-distance, -0.1 * jnp.sum(action**2), -1.0 * aground])
-    return boat, rewards
-
-
-# The policy and its losses -----------------------------------------------------------
+    energy, distance = 0.1 * jnp.sum(action**2), jnp.linalg.norm(boat - GOAL)
+    return boat, -jnp.stack([distance, energy, aground])
 
 
 def init(key: Key[Array, ""]) -> PyTree:
-    first, second = jax.random.split(key)
-    w1, w2 = jax.random.normal(first, (2, 32)), jax.random.normal(second, (32, 2))
-    return {"w1": w1, "b1": jnp.zeros(32), "w2": 0.01 * w2, "b2": jnp.zeros(2)}
+    w1, zeros = jax.random.normal(key, (2, 32)), jnp.zeros((32, 2))
+    return {"w1": w1, "b1": zeros[:, 0], "w2": zeros, "b2": zeros[0]}
 
 
 def mean_action(params: PyTree, boat: Float[Array, "*n 2"]) -> Float[Array, "*n 2"]:
-    hidden = jnp.tanh(boat @ params["w1"] + params["b1"])
-    return hidden @ params["w2"] + params["b2"]
+    return jnp.tanh(boat @ params["w1"] + params["b1"]) @ params["w2"] + params["b2"]
 
 
 def episode(params: PyTree, key: Key[Array, ""]) -> tuple[Array, Array, Array]:
     """The places, the actions and the rewards at each time."""
 
     def act(boat, key):
-        noise = NOISE * jax.random.normal(key, (2,))
-        action = mean_action(params, boat) + noise
+        action = mean_action(params, boat) + NOISE * jax.random.normal(key, (2,))
         after, rewards = move(boat, action)
         return after, (boat, action, rewards)
 
@@ -94,7 +78,7 @@ def losses(params: PyTree, boats: Array, actions: Array, rewards: Array) -> dict
     return dict(zip(REWARDS, surrogates, strict=True))
 
 
-def trainer(tx: optax.GradientTransformationExtraArgs):
+def trainer(tx):
     def step(carry, key):
         params, state = carry
         keys = jax.random.split(key, EPISODES)
@@ -104,19 +88,18 @@ def trainer(tx: optax.GradientTransformationExtraArgs):
         returns = played[2].sum(axis=1).mean(axis=0)
         return (optax.apply_updates(params, updates), state), returns
 
-    @jax.jit
     def train(params, state, key):
         return jax.lax.scan(step, (params, state), jax.random.split(key, CHUNK))
 
-    return train
+    return jax.jit(train)
 
 
 def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     """Returns the three mean returns in every update, by aggregator."""
     options = parse_options(argv)
     returns, courses = {}, {}
-    for name in options.aggregators:
-        tx = optax.chain(AGGREGATORS[name](), optax.adam(1e-2))
+    for name, aggregator in AGGREGATORS.items():
+        tx = optax.chain(aggregator, optax.adam(1e-2))
         train, params = trainer(tx), init(jax.random.key(0))
         state, seen = tx.init(params), []
         for chunk in track(range(0, options.updates, CHUNK), f"{name:>13}"):
@@ -128,10 +111,8 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         courses[name] = np.asarray(jax.vmap(episode, (None, 0))(params, keys)[0])
 
     table = Table("", *REWARDS, title=f"Mean returns, of {CHUNK} updates")
-    first = returns[options.aggregators[0]][:CHUNK]
-    last = {name: values[-CHUNK:] for name, values in returns.items()}
-    for name, values in {"at first": first, **last}.items():
-        table.add_row(name, *(f"{x:.2f}" for x in values.mean(axis=0)))
+    for name, values in ({"at first": returns["mean"][:CHUNK]} | returns).items():
+        table.add_row(name, *(f"{x:.2f}" for x in values[-CHUNK:].mean(axis=0)))
     rich.print(table)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "vector_reward_rl.png"
@@ -142,21 +123,18 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
 
 def draw(returns: dict[str, np.ndarray], courses: dict[str, np.ndarray]) -> Figure:
     figure = Figure(figsize=(10, 6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1)
-    for i, axes in enumerate(upper.subplots(1, 3)):
+    upper, lower = figure.subplots(2, 3)  # As many aggregators as rewards.
+    for i, axes in enumerate(upper):
         for name, values in returns.items():
             axes.plot(values[:, i], label=name)
         axes.set(title=f"return: {REWARDS[i]}", xlabel="update")
         axes.grid(alpha=0.3)
-        if i == 0:
-            axes.legend()
-    several = lower.subplots(1, len(courses), squeeze=False, sharey=True)[0]
-    for axes, (name, places) in zip(several, courses.items(), strict=True):
+    for axes, (name, places) in zip(lower, courses.items(), strict=True):
         axes.add_patch(Circle(tuple(np.asarray(ROCKS)), RADIUS, color="lightgray"))
         axes.plot(*places.transpose(2, 1, 0), color="tab:blue", alpha=0.5)
         axes.plot(*GOAL, "*", color="tab:orange", markersize=14)
-        axes.set(title=f"courses: {name}", xlim=(-1.5, 1.5), ylim=(-1, 1))
-        axes.set_aspect("equal")
+        axes.set(title=f"courses: {name}", xlim=(-1.5, 1.5), ylim=(-1, 1), aspect=1)
+    upper[0].legend()
     return figure
 
 
@@ -167,8 +145,6 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--updates", type=int, default=300, help="in whole calls of 10 updates")
-    names = {"choices": AGGREGATORS, "nargs": "+", "metavar": "NAME"}
-    add("--aggregators", default=["mean", "upgrad", "conflict_free"], **names)
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
     return parser.parse_args(argv)
 

@@ -84,15 +84,18 @@ uw = _aggregator(scalarization.uw)
 
 
 _PRIVATE = {"engine", "jacobian", "transform"}
+_OPTIONAL = {"nnx", "plot"}
 
 if _t.TYPE_CHECKING:
     from jaxjd import nnx as nnx
+    from jaxjd import plot as plot
 else:
-    # Flax is optional, so its part is only imported when it is asked for. Type checkers
-    # must not see this function, or every misspelt name would be one of ours to them.
+    # Flax and matplotlib are optional, so their parts are only imported when they are
+    # asked for. Type checkers must not see this function, or every misspelt name would
+    # be one of ours to them.
     def __getattr__(name: str):
-        if name == "nnx":
-            return _importlib.import_module("jaxjd.nnx")
+        if name in _OPTIONAL:
+            return _importlib.import_module(f"jaxjd.{name}")
         raise AttributeError(
             f"module 'jaxjd' has no attribute {name!r}",
             name=name,
@@ -102,4 +105,4 @@ else:
 
 def __dir__() -> list[str]:
     hidden = {name for name in globals() if name.startswith("_")} - {"__version__"}
-    return sorted((globals().keys() | {"nnx"}) - hidden - _PRIVATE)
+    return sorted((globals().keys() | _OPTIONAL) - hidden - _PRIVATE)

@@ -69,7 +69,7 @@ def value_and_jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: Literal[False] = False,
     method: jacobian.Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: jacobian.ChunkSize = None,
     contraction: Any = "auto",
     memory: int = jacobian.MEMORY,
 ) -> Callable[P, tuple[L, Jacobian]]: ...
@@ -82,7 +82,7 @@ def value_and_jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: Literal[True],
     method: jacobian.Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: jacobian.ChunkSize = None,
     contraction: Any = "auto",
     memory: int = jacobian.MEMORY,
 ) -> Callable[P, tuple[tuple[L, A], Jacobian]]: ...
@@ -95,7 +95,7 @@ def value_and_jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: bool,
     method: jacobian.Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: jacobian.ChunkSize = None,
     contraction: Any = "auto",
     memory: int = jacobian.MEMORY,
 ) -> Callable[P, tuple[Any, Jacobian]]: ...
@@ -107,7 +107,7 @@ def value_and_jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: bool = False,
     method: jacobian.Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: jacobian.ChunkSize = None,
     contraction: Any = "auto",
     memory: int = jacobian.MEMORY,
 ) -> Callable[..., tuple[Any, Jacobian]]:
@@ -179,7 +179,7 @@ def explain(
     in_axes: Sequence[Any] | None = None,
     has_aux: bool = False,
     method: jacobian.Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: jacobian.ChunkSize = None,
     contraction: Any = "auto",
     memory: int = jacobian.MEMORY,
 ) -> Callable[P, jacobian.Explanation]:

@@ -20,22 +20,20 @@ print(max(map(float, values.values())))
 
 
 def test_all_programs_are_found():
-    assert len(PROGRAMS) == README.count("```python") == 3
+    assert len(PROGRAMS) == README.count("```python") == 2
 
 
-# At the start the largest printed loss of each program is above 1. The first program
+# At the start the largest printed loss of each program is above 1. The second program
 # ends at 0.28 to 0.37, depending on how each release of JAX rounds.
 @pytest.mark.parametrize(
     ("program", "threshold"),
     [
         (program, bound)
-        for (_, program), bound in zip(PROGRAMS, [0.45, 0.2, 0.2], strict=True)
+        for (_, program), bound in zip(PROGRAMS, [0.2, 0.45], strict=True)
     ],
     ids=[title for title, _ in PROGRAMS],
 )
 def test_program(program, threshold):
-    if "flax" in program:
-        pytest.importorskip("flax")
     # Run in a separate process, compiled as for a user, without the tests' XLA flags.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     run = subprocess.run(
@@ -52,9 +50,7 @@ def test_the_tables_of_methods_are_written():
     """The tables are as `make format` writes them, with a row for every method."""
     for path, text in tables.pages().items():
         assert path.read_text() == text
-    first = tables.cells(tables.PAGE.read_text().split("\n## ")[0])
-    assert list(first) == list(AGGREGATORS)
-    section = README.split("## Methods")[1].split("\n## ")[0]
-    assert set(tables.cells(section)) == set(AGGREGATORS)
+    page = tables.PAGE.read_text()
+    assert list(tables.cells(page.split("\n## ")[0])) == list(AGGREGATORS)
     for combinator in COMBINATORS:
-        assert re.search(rf"\b{combinator}\b", section)
+        assert re.search(rf"\b{combinator}\b", page.split("\n## Combining")[1])

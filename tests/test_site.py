@@ -29,8 +29,9 @@ def test_every_public_name_is_in_the_reference():
             for name, value in vars(module).items()
             if not name.startswith("_") and not inspect.ismodule(value)
         } - {"jaxjd.weighting.Weighting", "jaxjd.scalarization.Scalarizer"}
-    # Without importing them: they need Flax and torch.
+    # Without importing them: they need Flax, matplotlib and torch.
     expected |= {f"jaxjd.nnx.{x}" for x in ("value_and_jac", "explain", "Jacobian")}
+    expected |= {f"jaxjd.plot.{x}" for x in ("heat_map", "weights", "conflicts")}
     exported = (ROOT / "interop" / "__init__.py").read_text()
     expected |= {"interop"} | {
         f"interop.{name}" for name in re.findall(r"import (\w+) as \1", exported)
@@ -44,6 +45,19 @@ def test_every_page_is_in_the_navigation():
     pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
     assert pages <= set(listed)
     assert len(listed) == len(set(listed))
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    """MkDocs checks those of the site."""
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()):
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+            slugs = {
+                re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in titles
+            }
+            assert anchor in slugs, link
 
 
 def test_every_public_name_of_torchjd_is_on_its_page():

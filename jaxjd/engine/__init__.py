@@ -27,10 +27,13 @@ from jaxjd.engine.dense import dense_with_outputs as dense_with_outputs
 from jaxjd.engine.dense import stacked as stacked
 from jaxjd.engine.scaled import scaled as scaled
 from jaxjd.engine.structured import Choice as Choice
+from jaxjd.engine.structured import Fit as Fit
 from jaxjd.engine.structured import Plan as Plan
 from jaxjd.engine.structured import Structured as Structured
 from jaxjd.engine.structured import Table as Table
 from jaxjd.engine.structured import explain as explain
+from jaxjd.engine.structured import largest_chunk as largest_chunk
+from jaxjd.engine.structured import of_whole as of_whole
 from jaxjd.engine.structured import plan as plan
 from jaxjd.engine.structured import rows_by_chunks as rows_by_chunks
 from jaxjd.engine.structured import structured as structured

@@ -76,10 +76,9 @@ class Named:
         parameters = tuple(len(heads.consts) + i for i in self.argnums)
         # A parameter of one loss alone has one row, so it may be kept. For one of
         # several losses, a backward pass of their combination is cheaper.
-        pieces = heads.function.pieces(parameters).pieces
-        reached = [n for piece in pieces for n in piece.parameters * piece.num_losses]
-        own = [n for n in range(len(parameters)) if reached.count(n) == 1]
-        shared = [n for n in range(len(parameters)) if reached.count(n) > 1]
+        losses_of = heads.function.pieces(parameters).losses_of
+        own = [n for n in range(len(parameters)) if losses_of(n) == 1]
+        shared = [n for n in range(len(parameters)) if losses_of(n) > 1]
         kept = (*places, *(parameters[n] for n in own))
         rows, _ = of_pieces(heads.function, inputs, kept)
 

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float
 
-from jaxjd._sharding import abstract, spread_like, varying
+from jaxjd._sharding import abstract, mesh_of, spread_like, varying
 from jaxjd.engine import _jaxpr, _repeats
 
 # They work entry by entry, so they apply to each part of a concatenation by itself.
@@ -52,6 +53,10 @@ ELEMENTWISE = {
 STACKS = {"concatenate": "dimension", "stack": "axis"}
 # They keep the order of the entries, as long as they keep their number.
 RESHAPES = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze"}
+
+# What a CPU is slow at in a loop: XLA has fast convolutions only outside of loops, and
+# a loop in a loop has little to do in each iteration.
+BETTER_TOGETHER = {"conv_general_dilated", "scan", "while"}
 
 
 class Parts(NamedTuple):
@@ -229,6 +234,10 @@ class Pieces(NamedTuple):
     row_size: int
     activations: int
 
+    def losses_of(self, parameter: int) -> int:
+        """How many losses depend on the parameter at this place, at most."""
+        return sum(p.num_losses for p in self.pieces if parameter in p.parameters)
+
 
 def find(jaxpr: Any, num_pieces: int, argnums: Sequence[int]) -> Pieces:
     """The first outputs of a jaxpr, and which of its inputs have gradients in each."""
@@ -337,10 +346,31 @@ def _rows_of_piece(
             (row,) = pullback(jnp.ones_like(value))
             rows = [leaf[None] for leaf in row]
         else:
-            (rows,) = jax.vmap(pullback)(one_hots(value))
+            rows = of_each(lambda x: pullback(x)[0], one_hots(value))
         for i, leaf in zip(reached, rows, strict=True):
             found[i] = leaf
     return found
+
+
+def of_each(
+    pullback: Callable[[Float[Array, " k"]], list[Array]],
+    cotangents: Float[Array, "r k"],
+) -> list[Float[Array, "r ..."]]:
+    """`jax.vmap(pullback)(cotangents)`, on a CPU one after another if that is faster.
+
+    Nearly always it is: what one cotangent becomes stays in the cache, and each row is
+    written where it belongs. Together, rows come out of a product with their axis in
+    the middle, and XLA moves all of them. A GPU would have too little to do at a time.
+    """
+    closed = jax.make_jaxpr(pullback)(cotangents[0])
+    one = jaxpr_as_fun(closed)
+    together = jax.vmap(one)
+    slow = BETTER_TOGETHER & _jaxpr.primitives(closed.jaxpr)
+    if slow or mesh_of(cotangents) is not None:
+        return list(together(cotangents))
+    return jax.lax.platform_dependent(
+        cotangents, cpu=lambda x: list(jax.lax.map(one, x)), default=together
+    )
 
 
 def one_hots(vector: Float[Array, " k"]) -> Float[Array, "k k"]:

@@ -106,7 +106,10 @@ class Dense(Operator):
         ]
 
     def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
-        return self.vjp if self.origin is None else self.origin.backward()
+        # Where each parameter has a row of one loss, the rows are that backward pass.
+        # Another one would have a forward pass of its own, which XLA may not recognise.
+        own = all(len(held) <= 1 for held in self.places)
+        return self.vjp if own or self.origin is None else self.origin.backward()
 
     def anew(self) -> Operator:
         if self.origin is None:

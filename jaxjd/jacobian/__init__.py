@@ -1,5 +1,6 @@
 """What a user of the engine sees: `value_and_jac`, `jac`, `explain` and `Jacobian`."""
 
+from jaxjd.jacobian._checks import ChunkSize as ChunkSize
 from jaxjd.jacobian._checks import Method as Method
 from jaxjd.jacobian._checks import check_argnums as check_argnums
 from jaxjd.jacobian._checks import check_fun as check_fun

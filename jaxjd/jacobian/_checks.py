@@ -15,6 +15,7 @@ from jaxjd._typing import PyTree
 from jaxjd.jacobian._layout import Parameters
 
 Method = Literal["auto", "dense", "chunked", "structured"]
+ChunkSize = int | Literal["auto"] | None
 
 
 def check_fun(fun: object) -> None:
@@ -30,17 +31,20 @@ def check_method(method: str) -> None:
         raise ValueError(f"`method` must be one of {known}. Got {method!r}.")
 
 
-def check_chunk_size(chunk_size: int | None, method: str) -> None:
+def check_chunk_size(chunk_size: ChunkSize, method: str) -> None:
     if chunk_size is None:
         return
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer):
-        raise TypeError(f"`chunk_size` must be an integer or None. Got {chunk_size!r}.")
-    if chunk_size < 1:
+    integer = isinstance(chunk_size, int | np.integer)
+    if isinstance(chunk_size, bool) or not (integer or chunk_size == "auto"):
+        raise TypeError(
+            f'`chunk_size` must be an integer, "auto" or None. Got {chunk_size!r}.'
+        )
+    if chunk_size != "auto" and chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1. Got {chunk_size}.")
     if method == "dense":
         raise ValueError(
             'With method="dense" all rows are kept, so `chunk_size` must be None. Got '
-            f'{chunk_size}. Give method="chunked" to form a few rows at a time.'
+            f'{chunk_size!r}. Give method="chunked" to form a few rows at a time.'
         )
 
 

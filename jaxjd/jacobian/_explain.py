@@ -12,6 +12,8 @@ class Explanation:
 
     - `method`: `"dense"`, `"chunked"` or `"structured"`.
     - `reason`: why it is taken.
+    - `chunk_size`: how many losses at once, None for all.
+    - `estimate`: of the temporary arrays in bytes, with `chunk_size="auto"`.
     - `num_losses`: m.
     - `losses`: the shapes of the losses, a pytree like them.
     - `pieces`: how many losses are pulled back together, for one call of the function:
@@ -23,6 +25,8 @@ class Explanation:
 
     method: str
     reason: str
+    chunk_size: int | None
+    estimate: int | None
     num_losses: int
     losses: Any
     pieces: tuple[int, ...]
@@ -33,6 +37,9 @@ class Explanation:
         if len(self.pieces) > 1:
             heading += f", pulled back in {len(self.pieces)} pieces of {self.pieces}"
         method = f"method: {self.method}, because {self.reason}"
+        if self.estimate is not None:
+            size = "everything" if self.chunk_size is None else self.chunk_size
+            method += f"\nchunk_size: {size}, about {self.estimate / 1e6:.3g} MB"
         if self.method != "structured":
             method += "\nthe structured method would do this:"
         return f"{heading}\n{method}\n{self.parameters}"

@@ -20,8 +20,8 @@ def split_at(named: engine.Named | None, names: str | Sequence[str]) -> engine.S
     if named is None or unknown:
         raise ValueError(
             f"The function must name {', '.join(map(repr, unknown))} by `x = "
-            "jax.ad_checkpoint.checkpoint_name(x, name)`, outside of loops, branches "
-            "and `jax.checkpoint`. What it names there: "
+            "checkpoint_name(x, name)`, from `jax.ad_checkpoint`, outside of loops, "
+            "branches and `jax.checkpoint`. What it names there: "
             f"{', '.join(map(repr, known)) or 'nothing'}."
         )
     if named.function.axes is not None:

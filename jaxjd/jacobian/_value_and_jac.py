@@ -13,6 +13,7 @@ from jaxjd import engine
 from jaxjd._flax import forbid_batch_statistics
 from jaxjd._typing import PyTree
 from jaxjd.jacobian._checks import (
+    ChunkSize,
     Method,
     as_choices,
     as_parameters,
@@ -46,7 +47,7 @@ def value_and_jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: Literal[False] = False,
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[P, tuple[L, Jacobian]]: ...
@@ -58,7 +59,7 @@ def value_and_jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: Literal[True],
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[P, tuple[tuple[L, A], Jacobian]]: ...
@@ -70,7 +71,7 @@ def value_and_jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: bool,
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[P, tuple[Any, Jacobian]]: ...
@@ -81,7 +82,7 @@ def value_and_jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: bool = False,
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[..., tuple[Any, Jacobian]]:
@@ -114,7 +115,10 @@ def value_and_jac(
     - `chunk_size`: how many rows, or the activations of how many losses, may be in
       memory at once; by default all. Never less than two rows, as two are needed to
       compare them, nor less than one example. Smaller needs less memory and more time:
-      about `m / chunk_size` backward passes per row.
+      about `m / chunk_size` backward passes per row. `"auto"` takes the largest whose
+      temporary arrays fit into `memory`, by an estimate from shapes: it knows little of
+      what XLA fuses and frees, so most steps take less. [`jaxjd.explain`][] says which
+      one that is. If none fits, it is the smallest.
     - `contraction`: how the structured method computes the inner products of a
       parameter's gradients: `"pairs"`, from activations and cotangents of all pairs of
       positions; `"rows"`, by forming the gradients of this parameter; `"kernel"`, by
@@ -125,7 +129,9 @@ def value_and_jac(
     - `memory`: how many bytes `"auto"` may keep until the weights are known, beside the
       activations, in a function that returns all the losses: the rows of `"dense"`, or
       the cotangents of `"structured"`. By default 1 GiB. If only the slower method
-      fits, it is taken; if neither does, the one that needs less.
+      fits, it is taken; if neither does, the one that needs less. With
+      `chunk_size="auto"`, how many bytes all temporary arrays of the Gramian and a
+      combination of rows may take, on all devices together.
 
     **Returns:** a function that takes the arguments of `fun` and returns the losses
     (or the pair of losses and auxiliary output) and a [`jaxjd.Jacobian`][]. Keyword
@@ -163,7 +169,7 @@ def value_and_jac(
     def value_and_jac_fun(*args: Any, **kwargs: Any) -> tuple[Any, Jacobian]:
         found = trace(fun, argnums, in_axes, has_aux, args, kwargs)
         chosen = choose_method(found, method, chunk_size, contraction, memory)
-        rows, (loss_leaves, aux_leaves) = evaluate(found, chosen, chunk_size)
+        rows, (loss_leaves, aux_leaves) = evaluate(found, chosen)
         named = engine.named(found.function, found.inputs, found.positions)
         jacobian = Jacobian(rows, found.losses, found.parameters, named)
         values = jax.tree.unflatten(found.losses.structure, loss_leaves)
@@ -182,7 +188,7 @@ def jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: Literal[False] = False,
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[P, Jacobian]: ...
@@ -194,7 +200,7 @@ def jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: Literal[True],
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[P, tuple[Jacobian, A]]: ...
@@ -206,7 +212,7 @@ def jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: bool,
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[P, Any]: ...
@@ -217,7 +223,7 @@ def jac(
     in_axes: Sequence[Any] | None = None,
     has_aux: bool = False,
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[..., Any]:
@@ -265,7 +271,7 @@ def explain(
     in_axes: Sequence[Any] | None = None,
     has_aux: bool = False,
     method: Method = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     contraction: PyTree[engine.Choice] = "auto",
     memory: int = MEMORY,
 ) -> Callable[P, Explanation]:
@@ -310,6 +316,8 @@ def explain(
         return Explanation(
             chosen.method,
             chosen.reason,
+            chosen.chunk_size,
+            chosen.estimate,
             found.losses.num_losses,
             found.losses.as_shapes(),
             tuple(
@@ -392,40 +400,50 @@ def trace(
 
 
 class Chosen(NamedTuple):
-    """A method, why it is taken, and the plan of the structured one, if it was made."""
+    """A method, why it is taken, and the plan of the structured one, if it was made.
+
+    `estimate` is the bytes that a `chunk_size` is chosen by, if it is.
+    """
 
     method: engine.Method
     reason: str
     plan: engine.Plan | None = None
+    chunk_size: int | None = None
+    estimate: int | None = None
 
 
 def choose_method(
     found: Traced,
     method: Method,
-    chunk_size: int | None,
+    chunk_size: ChunkSize,
     contraction: PyTree[engine.Choice],
     memory: int,
 ) -> Chosen:
     """**Raises:** `ValueError` if the structured method is to take what it cannot."""
+    fitting = chunk_size == "auto"
+    size = None if isinstance(chunk_size, str) else chunk_size
     if method in ("dense", "chunked"):
-        return Chosen(method, "it was asked for")
+        chosen = Chosen(method, "it was asked for", chunk_size=size)
+        return in_budget(found, chosen, memory) if fitting else chosen
     plan = plan_of(found, contraction)
     asked = method == "structured"
     if found.function.axes is not None:
         why = "it was asked for" if asked else "the function is written for one example"
-        return Chosen("structured", why, plan)
+        chosen = Chosen("structured", why, plan, size)
+        return in_budget(found, chosen, memory) if fitting else chosen
     # Of a function of all losses nothing but rows can be taken in chunks.
-    in_chunks = chunk_size is not None and chunk_size < found.losses.num_losses
+    in_chunks = fitting or (size is not None and size < found.losses.num_losses)
     if not asked and contraction == "auto":
+        if fitting:
+            return cheapest_in_budget(found, plan, memory)
         if in_chunks:
-            return Chosen(
-                "chunked", "the function returns all losses, and `chunk_size` is given"
-            )
+            why = "the function returns all losses, and `chunk_size` is given"
+            return Chosen("chunked", why, plan, size)
         return cheapest(plan, memory)
     if in_chunks:
         raise ValueError(
             "With the structured method, `chunk_size` needs a function of one example, "
-            f"with `in_axes`. Got chunk_size={chunk_size}, in_axes=None. Give "
+            f"with `in_axes`. Got chunk_size={chunk_size!r}, in_axes=None. Give "
             'method="chunked", or leave `chunk_size` out.'
         )
     why = "it was asked for" if asked else "`contraction` is given"
@@ -448,16 +466,36 @@ def cheapest(plan: engine.Plan, memory: int) -> Chosen:
     return Chosen(least, why, plan)
 
 
+def in_budget(found: Traced, chosen: Chosen, memory: int) -> Chosen:
+    """The same method with the largest chunk that fits."""
+    plan = chosen.plan or plan_of(found, "auto")
+    rows = chosen.method != "structured"
+    size, estimate = engine.largest_chunk(plan, found.inputs, rows, memory)
+    return chosen._replace(plan=plan, chunk_size=size, estimate=estimate)
+
+
+def cheapest_in_budget(found: Traced, plan: engine.Plan, memory: int) -> Chosen:
+    """The method for a function that returns all its losses, in chunks if need be."""
+    chosen = cheapest(plan, memory)
+    rows = chosen.method != "structured"
+    estimate = engine.of_whole(plan, found.inputs, rows)
+    if chosen.method != "chunked" and estimate <= memory:
+        return chosen._replace(estimate=estimate)
+    why = "the function returns all losses, and they do not fit at once"
+    return in_budget(found, Chosen("chunked", why, plan), memory)
+
+
 def plan_of(found: Traced, contraction: PyTree[engine.Choice]) -> engine.Plan:
     choices = as_choices(contraction, found.parameters)
     return engine.plan(found.function, found.positions, choices)
 
 
 def evaluate(
-    found: Traced, chosen: Chosen, chunk_size: int | None
+    found: Traced, chosen: Chosen
 ) -> tuple[engine.Operator, tuple[list[Array], list[Array]]]:
     """The operator; and the leaves of the losses and of the auxiliary output."""
     function, inputs, positions = found.function, found.inputs, found.positions
+    chunk_size = chosen.chunk_size
     if chosen.method == "structured":
         assert chosen.plan is not None
         # The losses come from the forward pass that the Jacobian needs.

@@ -87,11 +87,12 @@ def aggregate(
     - `features`: the name of values that the losses share, or several names. The
       weights then come from the Gramian with respect to these values, and one backward
       pass takes them through what lies before: MGDA-UB, for any weighting. In the
-      function, name a value by `h = jax.ad_checkpoint.checkpoint_name(h, "features")`;
-      see [`jaxjd.Jacobian.features`][]. The promise of the weighting then holds for the
-      losses as functions of the features: if the features could move freely, no loss
-      would increase. It does not hold for parameters, which move all features at once,
-      nor for parameters that several losses share behind the features.
+      function, name a value by `h = checkpoint_name(h, "features")`, with `from
+      jax.ad_checkpoint import checkpoint_name`; see [`jaxjd.Jacobian.features`][]. The
+      promise of the weighting then holds for the losses as functions of the features:
+      if the features could move freely, no loss would increase. It does not hold for
+      parameters, which move all features at once, nor for parameters that several
+      losses share behind the features.
     - `group`: groups of parameters that have a Gramian, weights and a state of the
       weighting each. `"leaf"`: every array is a group; `"layer"`: the arrays of one
       module or dict; a depth: those whose paths begin with the same so many keys; a

@@ -286,6 +286,50 @@ def test_a_shared_trunk_is_passed_once_per_loss_and_a_head_once():
     assert flops(update, params) <= 1.1 * bound
 
 
+@pytest.mark.parametrize("method", ["dense", "structured"])
+def test_heads_take_no_forward_pass_of_their_own(method):
+    """XLA does not merge two passes through a normalisation, if only one is pulled
+    back."""
+    x = jnp.ones((500, WIDTH))
+
+    def losses(params):
+        h = x
+        for weight in params["trunk"]:
+            h = h @ weight
+            h = h * jax.lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-5)
+        return [jnp.sum((h @ head) ** 2) for head in params["heads"]]
+
+    params = {"trunk": [jnp.ones((WIDTH, WIDTH))] * 3, "heads": [jnp.ones(WIDTH)] * 2}
+
+    def by_hand(params):
+        return [jax.grad(lambda p, i=i: losses(p)[i])(params) for i in range(2)]
+
+    def update(params):
+        return partitioned(jaxjd.jac(losses, method=method)(params), params)
+
+    # One more pass through the trunk would be 3 products on top of 15.
+    assert flops(update, params) <= 1.1 * flops(by_hand, params)
+
+
+def test_losses_of_one_computation_are_pulled_back_one_after_another():
+    """On a CPU no more memory is taken than for their rows and one backward pass."""
+    m, x = 64, jnp.ones((1000, WIDTH))
+
+    def losses(params):
+        h = network([params["w"]] * 2, x)
+        return jax.vmap(lambda head: jnp.mean((h @ head) ** 2))(params["heads"])
+
+    params = {"w": jnp.ones((WIDTH, WIDTH)), "heads": jnp.ones((m, WIDTH))}
+    assert jaxjd.explain(losses)(params).pieces == (m,)
+
+    def rows(params):
+        return jaxjd.jac(losses, method="dense")(params).dense()
+
+    compiled = jax.jit(rows).lower(params).compile()
+    taken = compiled.memory_analysis().temp_size_in_bytes
+    assert taken <= 0.25 * m * x.nbytes
+
+
 def test_small_rows_are_kept_by_default():
     """Few parameters beside many activations, as in a physics-informed network."""
     x = jnp.ones((500, 3))

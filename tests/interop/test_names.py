@@ -1,4 +1,4 @@
-"""Does the README translate arguments that exist, in both libraries?"""
+"""Does docs/torchjd.md translate arguments that exist, in both libraries?"""
 
 import inspect
 import re
@@ -11,12 +11,12 @@ import jaxjd
 reference = pytest.importorskip("torchjd.aggregation")
 scalarization = pytest.importorskip("torchjd.scalarization")
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "torchjd.md"
 CALL = re.compile(r"`(\w+)\(([\w, ]+)\)`")
 
 
 def rows():
-    table = README.read_text().split("some arguments are called differently")[1]
+    table = PAGE.read_text().split("some arguments are called differently")[1]
     return re.findall(r"^\| (`\w+\(.*) \| (`.*) \|$", table.split("\n\n")[1], re.M)
 
 

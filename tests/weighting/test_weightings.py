@@ -74,7 +74,7 @@ def test_the_registry_is_complete():
     assert all(callable(getattr(jaxjd, name)) for name in AGGREGATORS)
     assert not any(hasattr(jaxjd, name) for name in COMBINATORS)
     of_rows = {name for name, value in vars(jaxjd.transform).items() if callable(value)}
-    others = {"aggregate", "aggregator", "partition"}
+    others = {"aggregate", "aggregator", "partition", "precondition_by_rms"}
     assert set(OF_ROWS) == {name for name in of_rows if name.islower()} - others
     assert list(AGGREGATORS) == sorted(AGGREGATORS)
 

@@ -13,6 +13,7 @@ gradients and all weighted sums of them. To read, in this order:
 - `_groups`, with `_use`: products, gradients and combinations of a group of parameters.
 - `_jacobian`: the Jacobian as the sum of its groups; `_chunks`: with bounded memory.
 - `_estimate`: whether this is worth it where the function returns all its losses.
+- `_budget`: how large a chunk fits into memory.
 - `_explain`: what was found and chosen, for people to read.
 
 `_jaxpr` is the only file that knows how JAX writes down a function.
@@ -24,6 +25,9 @@ from jaxtyping import Array
 
 from jaxjd.engine._convolutions import check_rules
 from jaxjd.engine.structured._backward import both_passes
+from jaxjd.engine.structured._budget import Fit as Fit
+from jaxjd.engine.structured._budget import largest_chunk as largest_chunk
+from jaxjd.engine.structured._budget import of_whole as of_whole
 from jaxjd.engine.structured._chunks import StructuredChunks as StructuredChunks
 from jaxjd.engine.structured._contraction import Choice as Choice
 from jaxjd.engine.structured._estimate import with_rows as with_rows

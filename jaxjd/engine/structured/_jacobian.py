@@ -137,8 +137,13 @@ class Structured(StructuredOperator):
         ]
 
     def backward(self) -> Callable[[Float[Array, " m"]], list[Array]]:
-        if self.plan.function.axes is not None:
+        function = self.plan.function
+        if function.axes is not None:
             return self.vjp  # Its examples share one backward pass already.
+        # So do losses that share no parameter.
+        losses_of = function.pieces(self.argnums).losses_of
+        if all(losses_of(n) <= 1 for n in range(len(self.argnums))):
+            return self.vjp
         return self._function.backward()
 
     def anew(self) -> "Structured":
