@@ -210,7 +210,13 @@ def started(problem: Problem, name: str, execute: bool):
     return traced.out_info
 
 
-@pytest.mark.parametrize("name", ["scales_unequal", "instance_wise", "goals"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scales_unequal",
+        *[pytest.param(n, marks=pytest.mark.slow) for n in ("instance_wise", "goals")],
+    ],
+)
 def test_problems_are_traced(name):
     pytest.importorskip("mlxtend")
     pytest.importorskip("sklearn")

@@ -72,7 +72,15 @@ def worst_cosine(J, w):
     return (J @ update / np.linalg.norm(J, axis=1)).min() / np.linalg.norm(update)
 
 
-@pytest.mark.parametrize("m", [2, 8, 32, pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "m",
+    [
+        2,
+        pytest.param(8, marks=pytest.mark.slow),
+        32,
+        pytest.param(128, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("noise_eps", "most"), [(NOISE_EPS, 5), (0.0, 6)])
 def test_worst_cosine(m, noise_eps, most):
     families = [*problems.NOT_STATIONARY, opposed_pairs]
