@@ -141,7 +141,8 @@ def glance(contents: list[dict[str, Any]], methods: list[str]) -> list[list[str]
             verdict = versus(ours, base).verdict
             if verdict in ("better", "worse"):
                 change = np.mean(ours) / np.mean(base) - 1
-                text = f"{100 * change:+.0f}%".replace("-", "\u2212")
+                digits = 0 if abs(change) >= 0.095 else 1
+                text = f"{100 * change:+.{digits}f}%".replace("-", "\u2212")
                 target = f"#{slug(content['name'], method)}"
                 text = f"[{text}]({target})"
                 line.append(f"**{text}**" if verdict == "better" else text)
