@@ -30,10 +30,11 @@ Run jaxjd and TorchJD on the same inputs and print how far apart they are.
 The first table gives the largest relative difference, in float32 and in float64, of
 Gramians; of weights and updates under TorchJD's regularisation (norm_eps=1e-4,
 reg_eps=1e-4); of every other method; of 20 steps of every method with a state; of
-every scalarizer and its gradient; and of short training runs. Random methods of jaxjd
-get the numbers that TorchJD drew. The second table says how far each library's UPGrad,
-with default settings, is from the exact projection onto the dual cone. The third table
-says how well each library solves the problems that define other methods.
+every scalarizer and its gradient; and of short training runs, compared with TorchJD's
+in float64. Random methods of jaxjd get the numbers that TorchJD drew. The second table
+says how far each library's UPGrad, with default settings, is from the exact projection
+onto the dual cone. The third table says how well each library solves the problems that
+define other methods.
 
 The exit code is 1 if a difference is over its bound, an update of jaxjd conflicts with
 a gradient, or TorchJD solves a problem better. Otherwise it is 0.
