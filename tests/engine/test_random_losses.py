@@ -175,7 +175,14 @@ def derivative(case, params):
         J = brute_force(case.fun, p)
         return J @ J.T
 
-    yield "derivative", of(lambda p: case.taken(p)[1].gramian()), of(by_rows)
+    try:
+        expected = of(by_rows)
+    except ValueError as error:
+        # JAX loses the derivative of a function with a loop on the way, here
+        # `losses.root` in a `scan`, when it differentiates the backward pass.
+        assert "Reverse-mode differentiation does not work" in str(error)
+        return
+    yield "derivative", of(lambda p: case.taken(p)[1].gramian()), expected
 
 
 def partition(case, params):
