@@ -44,14 +44,14 @@ class Derivative(NamedTuple):
 
     def pullback(
         self, argnums: Sequence[int]
-    ) -> Callable[[Float[Array, " m"]], list[Array]]:
+    ) -> Callable[[Float[Array, " m"]], tuple[Array, ...]]:
         """From weights of the losses to gradients of these parameters."""
         places = [self.argnums.index(i) for i in argnums]
         linear = self.of_losses(())
 
-        def of_weights(weights: Float[Array, " m"]) -> list[Array]:
+        def of_weights(weights: Float[Array, " m"]) -> tuple[Array, ...]:
             gradients = linear.transpose(self.in_pieces(weights))
-            return [gradients[n] for n in places]
+            return tuple(gradients[n] for n in places)
 
         return of_weights
 
