@@ -499,9 +499,7 @@ def evaluate(
 
 def passes(
     found: Traced, chosen: Chosen
-) -> tuple[
-    engine.Operator, engine.Derivative | None, tuple[list[Array], list[Array]]
-]:
+) -> tuple[engine.Operator, engine.Derivative | None, tuple[list[Array], list[Array]]]:
     """The operator; what it was made of; and the outputs of the function."""
     function, inputs, positions = found.function, found.inputs, found.positions
     chunk_size = chosen.chunk_size
