@@ -10,6 +10,7 @@ The rule is: the rows of examples are where their examples are; the Gramian and 
 weights are on every device; an update is spread as its parameter is.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -180,7 +181,8 @@ def automatically(function: Callable[..., R], *operands: Any, spec: Any = None) 
     """
     mesh = mesh_of(operands)
     if mesh is None or AxisType.Explicit not in mesh.axis_types:
-        return function(*operands)
+        with in_mesh_of(*operands):
+            return function(*operands)
     spec = PartitionSpec() if spec is None else spec
     shardings = jax.tree.map(
         lambda leaf: NamedSharding(mesh, leaf),
@@ -189,6 +191,20 @@ def automatically(function: Callable[..., R], *operands: Any, spec: Any = None) 
     )
     spread_by_xla: Any = jax.sharding.auto_axes(function, out_sharding=shardings)
     return spread_by_xla(*operands)
+
+
+def in_mesh_of(*operands: Any) -> contextlib.AbstractContextManager:
+    """The context for operations on values from where Explicit axes were Auto.
+
+    They come from a function under `jax.sharding.auto_axes`, as a lookup with
+    `out_sharding` is. With the Explicit mesh as context, JAX refuses them (0.7.0 does
+    not, and has no such context).
+    """
+    mesh, context = mesh_of(operands), jax.sharding.get_abstract_mesh()
+    enter = getattr(jax.sharding, "use_abstract_mesh", None)
+    if mesh is None or AxisType.Explicit not in context.axis_types or enter is None:
+        return contextlib.nullcontext()
+    return contextlib.nullcontext() if mesh == context else enter(mesh)
 
 
 def spec_of(aval: Any) -> PartitionSpec:

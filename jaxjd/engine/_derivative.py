@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxjd._sharding import varying, zeros_like
+from jaxjd._sharding import in_mesh_of, varying, zeros_like
 from jaxjd.engine import _jaxpr, _pieces, _repeats
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._perturb import perturbed
@@ -218,7 +218,8 @@ def _evaluate(
     for eqn in jaxpr.eqns:
         arguments = [read(v) for v in eqn.invars]
         if eqn.primitive.name == "name":
-            results = [name(arguments[0])]
+            with in_mesh_of(*arguments):
+                results = [name(arguments[0])]
         elif _names_something(eqn):
             called, consts = _jaxpr.called(eqn)
             results = _evaluate(called, [*consts, *arguments], name)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxjd._sharding import varying, zeros_like
+from jaxjd._sharding import in_mesh_of, varying, zeros_like
 from jaxjd.engine import _pieces, _repeats
 from jaxjd.engine._perturb import perturb
 from jaxjd.engine.dense import concatenated_rows
@@ -112,9 +112,14 @@ def both_passes(
         values, passes = jax.vmap(one, (list(function.axes),), (0, axes))(list(inputs))
     recorded, cotangents, direct = passes
     if single:
-        cotangents = [x[None] for x in cotangents]
+        cotangents = [behind_an_axis(x) for x in cotangents]
         direct = {n: x[:, None] for n, x in direct.items()}
     return values, Pass(recorded, cotangents, direct, tuple(reached))
+
+
+def behind_an_axis(array: Array) -> Array:
+    with in_mesh_of(array):
+        return array[None]
 
 
 def _joined(

@@ -40,7 +40,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jaxjd._sharding import abstract, explicit_spec, zeros_like
+from jaxjd._sharding import abstract, explicit_spec, in_mesh_of, zeros_like
 from jaxjd.engine import _jaxpr
 from jaxjd.engine._perturb import perturb
 from jaxjd.engine.structured import _node
@@ -220,7 +220,10 @@ class Walk:
             perturbation,
         )
         perturbations = self.perturbations_of([use])
-        return result if self.is_first else perturb(result, perturbations[0])
+        if self.is_first:
+            return result
+        with in_mesh_of(result):
+            return perturb(result, perturbations[0])
 
     def record(self, operand: Value) -> int:
         """Where an operand is among those recorded."""
