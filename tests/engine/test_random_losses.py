@@ -180,7 +180,8 @@ def derivative(case, params):
     except ValueError as error:
         # JAX loses the derivative of a function with a loop on the way, here
         # `losses.root` in a `scan`, when it differentiates the backward pass.
-        assert "Reverse-mode differentiation does not work" in str(error)
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
         return
     yield "derivative", of(lambda p: case.taken(p)[1].gramian()), expected
 
