@@ -166,6 +166,70 @@ def test_one_backward_pass_through_the_trunk():
     assert flops(update) <= 1.05 * (flops(gradient) + gramian)
 
 
+@pytest.mark.parametrize("method", ["auto", "chunked"])
+def test_one_forward_pass_through_the_trunk(method):
+    """As by hand, where XLA does not merge two passes: behind norms and rectifiers."""
+    x, width = jnp.asarray(rng.normal(size=(4, 8, 8, 16)), jnp.float32), 16 * 8 * 8
+    params = {
+        "trunk": list(jnp.asarray(rng.normal(size=(3, 3, 3, 16, 16)), jnp.float32)),
+        "heads": list(jnp.asarray(rng.normal(size=(2, width)), jnp.float32)),
+    }
+
+    def trunk(kernels):
+        h = x
+        for kernel in kernels:
+            dimensions = ("NHWC", "HWIO", "NHWC")
+            h = jax.lax.conv_general_dilated(
+                h, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+            )
+            variance = jnp.maximum(0.0, jnp.var(h, (1, 2), keepdims=True))
+            scale = jax.lax.rsqrt(variance + 1e-6)
+            h = jax.nn.relu((h - h.mean((1, 2), keepdims=True)) * scale)
+        return h.reshape(len(x), -1)
+
+    def head(w, h):
+        return jnp.mean((h @ w - 1.0) ** 2)
+
+    def losses(params):
+        h = checkpoint_name(trunk(params["trunk"]), "features")
+        return [head(w, h) for w in params["heads"]]
+
+    def weighting(gramian):
+        return 1 / jnp.diag(gramian)
+
+    tx = jaxjd.partition(
+        {"shared": jaxjd.aggregate(weighting, features="features"), "own": jaxjd.sum()},
+        {"trunk": "shared", "heads": "own"},
+    )
+
+    def update(params):
+        values, jac = jaxjd.value_and_jac(losses, method=method)(params)
+        return tx.update(jac, tx.init(params), params)[0], values
+
+    def by_hand(params):
+        h, pullback = jax.vjp(trunk, params["trunk"])
+        both = jax.value_and_grad(head, (0, 1))
+        values, gradients = zip(*[both(w, h) for w in params["heads"]], strict=True)
+        rows = jnp.stack([row for _, row in gradients])
+        flat = rows.reshape(2, -1)
+        weights = weighting(flat @ flat.T)
+        (shared,) = pullback((weights @ flat).reshape(h.shape))
+        own = [of_head for of_head, _ in gradients]
+        return {"trunk": shared, "heads": own}, list(values)
+
+    found, expected = (
+        jax.jit(function).lower(params).compile(NORMAL)
+        for function in (update, by_hand)
+    )
+    convolutions = [x.as_text().count(" convolution(") for x in (found, expected)]
+    assert convolutions[0] == convolutions[1] > 0
+    assert found.cost_analysis()["flops"] <= 1.02 * expected.cost_analysis()["flops"]
+    for a, b in zip(
+        jax.tree.leaves(found(params)), jax.tree.leaves(expected(params)), strict=True
+    ):
+        assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_trains_in_a_scan(dtype):
     losses, params = multitask(3, width=8, depth=2, dtype=dtype)

@@ -11,6 +11,8 @@ nothing of how parameters and losses are structured: that is `jaxjd.jacobian`.
 """
 
 from jaxjd.engine._convolutions import are_wrong as are_wrong
+from jaxjd.engine._derivative import Derivative as Derivative
+from jaxjd.engine._derivative import linearised as linearised
 from jaxjd.engine._features import Named as Named
 from jaxjd.engine._features import Split as Split
 from jaxjd.engine._features import named as named
@@ -23,7 +25,6 @@ from jaxjd.engine.chunked import Chunked as Chunked
 from jaxjd.engine.concatenated import concatenated as concatenated
 from jaxjd.engine.concatenated import products as products
 from jaxjd.engine.dense import Dense as Dense
-from jaxjd.engine.dense import dense_with_outputs as dense_with_outputs
 from jaxjd.engine.dense import stacked as stacked
 from jaxjd.engine.scaled import scaled as scaled
 from jaxjd.engine.structured import Choice as Choice

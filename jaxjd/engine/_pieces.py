@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from jaxjd._sharding import abstract, mesh_of, spread_like, varying
@@ -270,28 +270,63 @@ def find(jaxpr: Any, num_pieces: int, argnums: Sequence[int]) -> Pieces:
     )
 
 
-def pullbacks(
+class Linear(NamedTuple):
+    """The linear part of a function at a point, written down: tangents to tangents.
+
+    - `jaxpr`, `consts`: it has one argument for each array of `point`, and one output
+      for each of `values`.
+    - `point`, `values`: where the function was linearised, and what it is there.
+    """
+
+    jaxpr: Any
+    consts: Sequence[Array]
+    point: Sequence[Array]
+    values: Sequence[Array]
+
+    def __call__(self, *tangents: Array) -> list[Array]:
+        return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(self.consts)))(*tangents)
+
+    def transpose(self, cotangents: Sequence[Array]) -> list[Array]:
+        """From those of all values to those of the point: one backward pass."""
+        pullback = jax.linear_transpose(self, *self.point)
+        typed = [
+            like(cotangent, value)
+            for cotangent, value in zip(cotangents, self.values, strict=True)
+        ]
+        return list(pullback(typed))
+
+
+def like(cotangent: Array, value: Array) -> Array:
+    """The cotangent of a value, in its dtype and spread over devices as it is."""
+    cotangent = varying(cotangent.astype(value.dtype), value)
+    return spread_like(cotangent, jax.typeof(value))
+
+
+def linearised(
     losses: Callable[[Any], tuple[list[Float[Array, " k"]], Any]], point: Any
-) -> tuple[Any, list[list[Float[Array, "k ..."] | None]]]:
-    """The rows of each piece of a function, and what else the function returns.
+) -> tuple[Linear, Any]:
+    """The linear part of a function, and what else the function returns.
 
     **Arguments:**
 
     - `losses`: from a pytree to one vector for each piece, and auxiliary output.
-
-    **Returns:** the auxiliary output; for each piece of k losses a list of its rows,
-    one for each leaf of the point, None where the piece does not depend on the leaf.
     """
     values, linear, aux = jax.linearize(losses, point, has_aux=True)
     leaves, structure = jax.tree.flatten(point)
     closed = jax.make_jaxpr(lambda *t: linear(jax.tree.unflatten(structure, t)))(
         *leaves
     )
-    parts = _parts_by_reader(closed.jaxpr)
-    return aux, [
-        _rows_of_piece(closed, parts, leaves, n, value)
-        for n, value in enumerate(values)
-    ]
+    return Linear(closed.jaxpr, closed.consts, leaves, values), aux
+
+
+def rows(linear: Linear) -> list[list[Float[Array, "k ..."] | None]]:
+    """The rows of each piece, from a linear part whose outputs are vectors.
+
+    **Returns:** for each piece of k losses a list of its rows, one for each array of
+    the point, None where the piece does not depend on it.
+    """
+    parts = _parts_by_reader(linear.jaxpr)
+    return [_rows_of_piece(linear, parts, n) for n in range(len(linear.values))]
 
 
 def _parts_by_reader(jaxpr: Any) -> list[tuple[tuple[int, ...], _repeats.Part]]:
@@ -312,20 +347,17 @@ def _parts_by_reader(jaxpr: Any) -> list[tuple[tuple[int, ...], _repeats.Part]]:
 
 
 def _rows_of_piece(
-    closed: Any,
-    parts: Sequence[tuple[tuple[int, ...], _repeats.Part]],
-    leaves: Sequence[Array],
-    n: int,
-    value: Array,
+    linear: Linear, parts: Sequence[tuple[tuple[int, ...], _repeats.Part]], n: int
 ) -> list[Float[Array, "k ..."] | None]:
-    arguments, variable = closed.jaxpr.invars, closed.jaxpr.outvars[n]
-    _, used = _jaxpr.needed(closed.jaxpr, [variable])
+    jaxpr, value = linear.jaxpr, linear.values[n]
+    arguments, variable = jaxpr.invars, jaxpr.outvars[n]
+    _, used = _jaxpr.needed(jaxpr, [variable])
     reached = [i for i, v in enumerate(arguments) if v in used]
-    found: list[Any] = [None] * len(leaves)
+    found: list[Any] = [None] * len(arguments)
     if reached:
 
         def tangent_to_piece(some: list[Array]) -> Array:
-            values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+            values = dict(zip(jaxpr.constvars, linear.consts, strict=True))
             values |= zip([arguments[i] for i in reached], some, strict=True)
 
             def read(v: Any) -> Array:
@@ -340,7 +372,7 @@ def _rows_of_piece(
                     values.update(zip(part.outputs, results, strict=True))
             return values[variable]
 
-        point = [leaves[i] for i in reached]
+        point = [linear.point[i] for i in reached]
         pullback = jax.linear_transpose(tangent_to_piece, point)
         if value.size == 1:
             (row,) = pullback(jnp.ones_like(value))

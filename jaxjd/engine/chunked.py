@@ -28,21 +28,26 @@ from jaxjd._sharding import (
     zeros_like,
 )
 from jaxjd.engine._convolutions import check_chunks
+from jaxjd.engine._derivative import Derivative
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Blocks, Operator
-from jaxjd.engine.dense import Dense, dense, pullback_at, taken_along
+from jaxjd.engine.dense import Dense, dense, in_memory, pullback_at, taken_along
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs"],
     meta_fields=["function", "argnums", "chunk_size"],
+    drop_fields=["derivative"],
 )
 @dataclasses.dataclass(frozen=True)
 class Chunked(Operator):
-    """A function, the point where it is differentiated, and nothing computed yet.
+    """A function, the point where it is differentiated, and no rows computed yet.
 
-    `argnums` are the positions in `inputs` of the differentiated parameters.
+    - `argnums`: the positions in `inputs` of the differentiated parameters.
+    - `derivative`: that of a function of all losses, whose forward pass they share. It
+      is as large as all activations, so nothing that takes the operator apart, such as
+      a loop that carries it, takes it along. Without it there are forward passes.
     """
 
     method = "chunked"
@@ -50,6 +55,7 @@ class Chunked(Operator):
     function: LossFunction
     argnums: tuple[int, ...]
     chunk_size: int | None
+    derivative: Derivative | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def num_rows(self) -> int:
@@ -64,6 +70,11 @@ class Chunked(Operator):
 
     def in_memory(self) -> Dense:
         """All rows, of which some may be known to be zero."""
+        if self.derivative is not None:
+            rows = in_memory(self.derivative.of_losses(()))
+            return rows.restrict(
+                [self.derivative.argnums.index(i) for i in self.argnums]
+            )
         return dense(self.function, self.inputs, self.argnums)
 
     def products(self, other: Operator) -> Float[Array, "m k"]:
@@ -128,6 +139,8 @@ class Chunked(Operator):
 
     def _pullback(self, examples: Sequence[Array] | None = None):
         """The map from cotangents of the losses (of some examples) to parameters."""
+        if self.derivative is not None and examples is None:
+            return self.derivative.pullback(self.argnums)
         inputs = self.inputs if examples is None else examples
         losses, pullback = pullback_at(self.function.all_losses, inputs, self.argnums)
 

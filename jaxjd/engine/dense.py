@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxjd._numerics import accumulation_dtype, symmetric
 from jaxjd._sharding import as_examples, automatically, spec_of, zeros_like
 from jaxjd.engine import _pieces, _products
+from jaxjd.engine._derivative import linearised
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Operator
 
@@ -201,7 +202,7 @@ def dense(
 ) -> Dense:
     """Materialise J, by a backward pass per row, through what its loss depends on."""
     if function.axes is None:
-        return of_pieces(function, inputs, argnums)[0]
+        return in_memory(linearised(function, inputs, argnums)[0].of_losses(()))
 
     def call_rows(inputs):
         losses, pullback = pullback_at(function.losses, inputs, argnums)
@@ -209,6 +210,22 @@ def dense(
 
     rows = jax.vmap(call_rows, (list(function.axes),))(list(inputs))
     return stacked([as_examples(with_examples_joined(leaf)) for leaf in rows])
+
+
+def in_memory(linear: _pieces.Linear) -> Dense:
+    """The rows of a linear function from parameters to pieces of losses."""
+    ends = np.cumsum([value.size for value in linear.values])
+    found = _pieces.rows(linear)
+    leaves, places = [], []
+    for n, point in enumerate(linear.point):
+        reaching = [
+            (range(end - value.size, end), row)
+            for end, value, rows in zip(ends, linear.values, found, strict=True)
+            if (row := rows[n]) is not None
+        ]
+        leaves.append(concatenated_rows([row for _, row in reaching], point))
+        places.append(tuple(int(i) for held, _ in reaching for i in held))
+    return Dense(leaves, int(ends[-1]), tuple(places))
 
 
 def with_examples_joined(rows: Float[Array, "m k ..."]) -> Float[Array, "mk ..."]:
@@ -228,38 +245,3 @@ def concatenated_rows(
     if not parts:
         return zeros_like(jax.typeof(like), (0,))
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-
-
-def dense_with_outputs(
-    function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
-) -> tuple[Dense, tuple[list[Array], list[Array]]]:
-    """The same, and what `LossFunction.all_outputs` returns."""
-    if function.axes is None:
-        return of_pieces(function, inputs, argnums)
-    return dense(function, inputs, argnums), function.all_outputs(inputs)
-
-
-def of_pieces(
-    function: LossFunction, inputs: Sequence[Array], argnums: Sequence[int]
-) -> tuple[Dense, tuple[list[Array], list[Array]]]:
-    """J of a function that returns all the losses, piece by piece; and its outputs."""
-    pieces, *_ = function.pieces(argnums)
-
-    def losses(point: list[Array]) -> tuple[list[Array], Any]:
-        replaced = dict(zip(argnums, point, strict=True))
-        current = [replaced.get(i, x) for i, x in enumerate(inputs)]
-        values, others = function.pieces_of_losses(current)
-        return function.vectors(values), (function.leaves(values), others)
-
-    outputs, found = _pieces.pullbacks(losses, [inputs[i] for i in argnums])
-    leaves, places = [], []
-    for n, i in enumerate(argnums):
-        reaching = [
-            (piece.places, row)
-            for piece, rows in zip(pieces, found, strict=True)
-            if (row := rows[n]) is not None
-        ]
-        point = inputs[i]
-        leaves.append(concatenated_rows([r for _, r in reaching], point))
-        places.append(tuple(place for held, _ in reaching for place in held))
-    return Dense(leaves, function.losses_per_call, tuple(places)), outputs

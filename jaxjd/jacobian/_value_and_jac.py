@@ -169,9 +169,7 @@ def value_and_jac(
     def value_and_jac_fun(*args: Any, **kwargs: Any) -> tuple[Any, Jacobian]:
         found = trace(fun, argnums, in_axes, has_aux, args, kwargs)
         chosen = choose_method(found, method, chunk_size, contraction, memory)
-        rows, (loss_leaves, aux_leaves) = evaluate(found, chosen)
-        named = engine.named(found.function, found.inputs, found.positions)
-        jacobian = Jacobian(rows, found.losses, found.parameters, named)
+        jacobian, (loss_leaves, aux_leaves) = evaluate(found, chosen)
         values = jax.tree.unflatten(found.losses.structure, loss_leaves)
         if has_aux:
             values = values, jax.tree.unflatten(found.aux_structure, aux_leaves)
@@ -492,23 +490,39 @@ def plan_of(found: Traced, contraction: PyTree[engine.Choice]) -> engine.Plan:
 
 def evaluate(
     found: Traced, chosen: Chosen
-) -> tuple[engine.Operator, tuple[list[Array], list[Array]]]:
-    """The operator; and the leaves of the losses and of the auxiliary output."""
+) -> tuple[Jacobian, tuple[list[Array], list[Array]]]:
+    """The Jacobian; and the leaves of the losses and of the auxiliary output."""
+    operator, derivative, outputs = passes(found, chosen)
+    named = engine.named(found.function, found.inputs, found.positions, derivative)
+    return Jacobian(operator, found.losses, found.parameters, named), outputs
+
+
+def passes(
+    found: Traced, chosen: Chosen
+) -> tuple[engine.Operator, engine.Derivative | None, tuple[list[Array], list[Array]]]:
+    """The operator; what it was made of; and the outputs of the function."""
     function, inputs, positions = found.function, found.inputs, found.positions
     chunk_size = chosen.chunk_size
     if chosen.method == "structured":
         assert chosen.plan is not None
         # The losses come from the forward pass that the Jacobian needs.
-        return engine.structured(chosen.plan, inputs, chunk_size)
-    operator = engine.Chunked(inputs, function, positions, chunk_size)
+        operator, outputs = engine.structured(chosen.plan, inputs, chunk_size)
+        return operator, None, outputs
     if engine.are_wrong(function, inputs):
         plan = plan_of(found, "auto")
         operator = engine.rows_by_chunks(plan, inputs, chunk_size)
         if chosen.method == "dense":
             rows = engine.stacked(operator.rows())
-            rows = dataclasses.replace(rows, origin=operator)
-            return rows, function.all_outputs(inputs)
-    elif chosen.method == "dense":
-        rows, outputs = engine.dense_with_outputs(function, inputs, positions)
-        return dataclasses.replace(rows, origin=operator), outputs
-    return operator, function.all_outputs(inputs)
+            operator = dataclasses.replace(rows, origin=operator)
+        return operator, None, function.all_outputs(inputs)
+    derivative = None
+    if function.axes is None:
+        derivative, outputs = engine.linearised(function, inputs, positions)
+    else:
+        outputs = function.all_outputs(inputs)
+    operator = engine.Chunked(
+        inputs, function, positions, chunk_size, derivative=derivative
+    )
+    if chosen.method == "dense":
+        operator = dataclasses.replace(operator.in_memory(), origin=operator)
+    return operator, derivative, outputs

@@ -16,9 +16,10 @@ from jaxtyping import Array
 
 from jaxjd._sharding import varying, zeros_like
 from jaxjd.engine import _pieces, _repeats
+from jaxjd.engine._perturb import perturb
 from jaxjd.engine.dense import concatenated_rows
 from jaxjd.engine.structured._plan import Plan, walk_through
-from jaxjd.engine.structured._walk import Walk, perturb
+from jaxjd.engine.structured._walk import Walk
 
 
 @partial(
@@ -93,7 +94,8 @@ def both_passes(
             (gradients,) = pullback([jnp.ones_like(loss)])
             reached[:] = [(0,)] * len(jax.tree.leaves(point))
         else:
-            (values, recorded), rows = _pieces.pullbacks(outputs, point)
+            linear, (values, recorded) = _pieces.linearised(outputs, point)
+            rows = _pieces.rows(linear)
             sizes = [piece.num_losses for piece in function.pieces(plan.argnums).pieces]
             gradients, reached[:] = _joined(point, rows, sizes)
         return values, (recorded, *gradients)

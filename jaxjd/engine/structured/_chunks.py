@@ -24,6 +24,7 @@ from jaxjd.engine.structured._plan import Plan
     jax.tree_util.register_dataclass,
     data_fields=["inputs"],
     meta_fields=["function", "argnums", "chunk_size", "plan"],
+    drop_fields=["derivative"],
 )
 @dataclasses.dataclass(frozen=True)
 class StructuredChunks(StructuredOperator, Chunked):

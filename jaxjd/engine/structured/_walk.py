@@ -42,6 +42,7 @@ from jaxtyping import Array
 
 from jaxjd._sharding import abstract, explicit_spec, zeros_like
 from jaxjd.engine import _jaxpr
+from jaxjd.engine._perturb import perturb
 from jaxjd.engine.structured import _node
 from jaxjd.engine.structured._node import Level, Node
 from jaxjd.engine.structured._rules import Bilinear, rule
@@ -103,23 +104,6 @@ class Use:
     levels: tuple[Level, ...]
     bilinear: Bilinear
     perturbation: jax.ShapeDtypeStruct
-
-
-@jax.custom_jvp
-def _perturb(value: Array, perturbation: Array) -> Array:
-    """`value + perturbation` for a perturbation of zero, which is never computed."""
-    del perturbation
-    return value
-
-
-@_perturb.defjvp
-def _perturb_jvp(primals, tangents):
-    return primals[0], tangents[0] + tangents[1]
-
-
-# Under `jit`, so that equations that perturb arrays of one shape are recognised as the
-# same, whatever custom rules are inside.
-perturb = jax.jit(_perturb)
 
 
 class Walk:
