@@ -3,7 +3,9 @@
     python -m benchmarks.first_step [--quick] [--rows 6,12,heads] [--trace-only]
 
 The steps train a transformer of 6 to 48 layers, with a loss for each of 16 examples,
-and one with a trunk of two layers and 8 heads, whose function returns all the losses:
+and four models whose function returns all the losses: a transformer trunk of two layers
+with 8 heads, a physics-informed network with 3 losses, a critic with a minibatch for
+each of 10 tasks, and 64 heads under one `jax.vmap`:
 
 - SGD: `jax.value_and_grad` of the mean loss, and Adam;
 - jaxjd: `jaxjd.value_and_jac`, and `optax.chain(jaxjd.upgrad(), optax.adam(1e-3))`.
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,11 +34,18 @@ import optax
 import jaxjd
 from benchmarks._models import decoder
 from benchmarks._results import FOLDER, save
-from benchmarks._tasks import transformer_trunk
+from benchmarks._tasks import Tasks, agent, physics, transformer_trunk, vectorised
 from benchmarks._timing import machine
 
 EXAMPLES, HEADS = 16, 8
-ROWS = ("6", "12", "24", "48", "heads")
+# Functions that return all their losses. The other rows are numbers of layers.
+TASKS: dict[str, Callable[[], Tasks]] = {
+    "heads": partial(transformer_trunk, HEADS),
+    "PINN": physics,
+    "RL": partial(agent, 10),
+    "vmap": partial(vectorised, 64),
+}
+ROWS = ("6", "12", "24", "48", *TASKS)
 STEPS = ("SGD", "jaxjd")
 STAGES = ("trace", "lower", "compile")
 TARGET = 1.5
@@ -43,8 +53,8 @@ TARGET = 1.5
 
 def losses(row: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...], Any]:
     """A function of parameters and data, the two, and `in_axes`."""
-    if row == "heads":
-        tasks = transformer_trunk(HEADS)
+    if row in TASKS:
+        tasks = TASKS[row]()
         return tasks.losses, tasks.params, tasks.data, None
     model = decoder(int(row))
     return model.loss, model.params, model.batch(EXAMPLES), model.in_axes
@@ -130,8 +140,8 @@ def table(results: list[dict[str, Any]]) -> str:
     columns += [f"trace and lower (≤ {TARGET})", "compile", "GFLOP of a step"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for of in results:
-        layers = f"{of['row']} layers"
-        cells = [f"{HEADS} heads" if of["row"] == "heads" else layers]
+        row = of["row"]
+        cells = [TASKS[row]().name if row in TASKS else f"{row} layers"]
         sgd, jd = (of["measured"][name] for name in STEPS)
         found = [step.get(stage) for step in (sgd, jd) for stage in STAGES]
         found.append(of["ratio"])

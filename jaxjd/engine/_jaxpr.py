@@ -17,6 +17,7 @@ from jaxtyping import Array
 # The names under which versions of JAX know equations that only call a jaxpr.
 CALLS = {"jit", "pjit", "closed_call", "core_call"}
 REMAT = {"remat2", "remat", "checkpoint"}
+CUSTOM_JVP = "custom_jvp_call"
 
 
 def is_literal(variable: Any) -> bool:
@@ -123,13 +124,17 @@ Memo = dict[int, tuple[Any, Hashable]]
 def kind(eqn: Any, memo: Memo | None = None) -> Hashable:
     """Equal for equations that do the same, to whatever operands.
 
-    Those that cannot be compared, because of side effects or custom derivatives, are
+    Those that cannot be compared, because of side effects or of a `jax.custom_vjp`, are
     equal to themselves only. `memo` is for many equations: functions that they share
     are looked at once.
     """
     if eqn.effects:
         return id(eqn)
     memo = {} if memo is None else memo
+    params = dict(eqn.params)
+    if eqn.primitive.name == CUSTOM_JVP:
+        # A Python function. What it computes can be compared.
+        params["jvp_jaxpr_fun"] = _rule(eqn, memo)
     # The first place of each operand, because one may be there twice.
     first: dict[int, int] = {}
     operands = tuple(
@@ -137,15 +142,39 @@ def kind(eqn: Any, memo: Memo | None = None) -> Hashable:
         for n, v in enumerate(eqn.invars)
     )
     results = tuple(v.aval for v in eqn.outvars)
-    params = tuple(
-        (name, _static(eqn.params[name], memo)) for name in sorted(eqn.params)
-    )
-    key = (eqn.primitive, operands, results, params, eqn.ctx)
+    static = tuple((name, _static(params[name], memo)) for name in sorted(params))
+    key = (eqn.primitive, operands, results, static, eqn.ctx)
     try:
         hash(key)
     except TypeError:
         return id(eqn)
     return key
+
+
+def _rule(eqn: Any, memo: Memo) -> Hashable:
+    """Equal for equations whose `jax.custom_jvp` rules compute the same tangents.
+
+    Rules that cannot be compared are equal to themselves only.
+    """
+    jaxpr = single(called(eqn)[0], eqn)
+    primals = [v.aval for v in jaxpr.invars]
+    if eqn.params["symbolic_zeros"] or not all(map(is_real, primals)):
+        return id(eqn)
+
+    def tangents(primals: list[Array], tangents: list[Array]) -> list[Array]:
+        function = jaxpr_as_fun(ClosedJaxpr(jaxpr, []))
+        return list(jax.jvp(function, primals, tangents)[1])
+
+    try:
+        closed = jax.make_jaxpr(tangents)(primals, primals)
+    except Exception:
+        # A rule that closes over values of a trace that has ended cannot be evaluated.
+        # That is no error as long as nobody differentiates the function.
+        return id(eqn)
+    found, _ = needed(closed.jaxpr, closed.jaxpr.outvars)
+    if closed.consts or CUSTOM_JVP in primitives(found):
+        return id(eqn)
+    return written(found, memo)
 
 
 def _literal(literal: Any) -> Hashable:

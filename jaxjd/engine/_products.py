@@ -109,10 +109,7 @@ def combine(weights: Float[Array, " m"], rows: Sequence[Array]) -> list[Array]:
     def combination(weights: Float[Array, " m"], leaf: Array) -> Array:
         if not 0 < len(leaf) <= FEW_ROWS or mesh_of(leaf) is not None:
             return _weighted_sum(weights, leaf)
-        dtype = accumulation_dtype(leaf)
-        scales, wide = weights.astype(dtype), leaf.astype(dtype)
-        combined = sum(scales[i] * wide[i] for i in range(len(leaf)))
-        return jnp.asarray(combined, leaf.dtype)
+        return _added_one_by_one(weights, leaf)
 
     return [
         automatically(
@@ -134,6 +131,16 @@ def combine_parts(weights: Float[Array, " m"], parts: Sequence[Array]) -> Array:
     for other in others:
         total = total + other
     return total
+
+
+# Called, not inlined: the parameters of repeated layers have the same shapes.
+@jax.jit
+def _added_one_by_one(weights: Float[Array, " m"], leaf: Array) -> Array:
+    dtype = accumulation_dtype(leaf)
+    scales, wide = weights.astype(dtype), leaf.astype(dtype)
+    # `jnp.unstack` is one equation, where indices would be two for each row.
+    rows = zip(jnp.unstack(scales), jnp.unstack(wide), strict=True)
+    return jnp.asarray(sum(scale * row for scale, row in rows), leaf.dtype)
 
 
 def _weighted_sum(weights: Float[Array, " m"], leaf: Array) -> Array:

@@ -84,16 +84,18 @@ def parts(jaxpr: Any) -> list[Part]:
     """Cut a jaxpr into parts, those that are repeated and those between them."""
     outputs = _Outputs(jaxpr)
     found, first = [], 0
-    for start, length, number in repeats(jaxpr.eqns):
-        if first < start:
-            found.append(_part(jaxpr, first, start, outputs(first, start)))
-        first = start + length * number
-        starts = range(start, first, length)
+    for of in repeats(jaxpr.eqns):
+        starts = of.starts
         # All repetitions return what others use of any of them.
-        results = sorted({place for n in starts for place in outputs(n, n + length)})
-        repetitions = [_part(jaxpr, n, n + length, results) for n in starts]
-        block = repetitions[0].block
-        found += [part._replace(block=block, is_called=True) for part in repetitions]
+        results = sorted({p for n in starts for p in outputs(n, n + of.length)})
+        block = None
+        for start in starts:
+            if first < start:
+                found.append(_part(jaxpr, first, start, outputs(first, start)))
+            first = start + of.length
+            part = _part(jaxpr, start, first, results)
+            block = block or part.block
+            found.append(part._replace(block=block, is_called=True))
     if first < len(jaxpr.eqns):
         stop = len(jaxpr.eqns)
         found.append(_part(jaxpr, first, stop, outputs(first, stop)))
@@ -143,52 +145,98 @@ def _part(
     return Part(Block(body), inputs, outputs)
 
 
-def repeats(eqns: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
-    """Where equations repeat one after another.
+class Repeat(NamedTuple):
+    """Equations that are repeated: from `start` on, `length` of every `stride`.
 
-    **Returns:** the first equation, how many are repeated, and how often they occur.
+    Between two repetitions there may be equations that differ: those that take the
+    labels of one task from those of all tasks.
     """
+
+    start: int
+    length: int
+    stride: int
+    number: int
+
+    @property
+    def starts(self) -> range:
+        stop = self.start + self.stride * self.number
+        return range(self.start, stop, self.stride)
+
+    @property
+    def stop(self) -> int:
+        return self.starts[-1] + self.length
+
+
+def repeats(eqns: Sequence[Any]) -> list[Repeat]:
+    """What is repeated, in order: one after another where possible, else with gaps."""
     memo: _jaxpr.Memo = {}
     numbers: dict[Hashable, int] = {}
     kinds = [numbers.setdefault(_jaxpr.kind(eqn, memo), len(numbers)) for eqn in eqns]
+    found, first = [], 0
+    # The last one stands for the end.
+    end = Repeat(len(eqns), 0, 1, 1)
+    for of in [*_repeats(eqns, kinds, 0, len(eqns), gaps=False), end]:
+        found += [*_repeats(eqns, kinds, first, of.start, gaps=True), of]
+        first = of.stop
+    return found[:-1]
+
+
+def _repeats(
+    eqns: Sequence[Any], kinds: Sequence[int], start: int, stop: int, gaps: bool
+) -> Iterator[Repeat]:
+    """The repeats from `start` to `stop`, from left to right, the longest of each."""
     places: dict[int, list[int]] = {}
-    for n, of in enumerate(kinds):
-        places.setdefault(of, []).append(n)
-    start = 0
-    while start < len(eqns):
-        length, number = 1, 1
+    for n in range(start, stop):
+        places.setdefault(kinds[n], []).append(n)
+    while start < stop:
+        best = Repeat(start, 1, 1, 1)
         for other in places[kinds[start]]:
-            longer = other - start
-            if longer < MIN_EQUATIONS:
+            stride = other - start
+            if stride < MIN_EQUATIONS:
                 continue
-            if start + 2 * longer > len(eqns):
+            if not gaps and start + 2 * stride > stop:
                 break
-            alike = _repetitions(kinds, start, longer)
+            found = _repeat(kinds, start, stride, stop, gaps)
             # The cheaper test first. Of two that cover as much, the shorter one.
-            if alike > 1 and alike * longer > length * number:
-                alike = _connected_alike(eqns, start, longer, alike)
-            if alike > 1 and alike * longer > length * number:
-                length, number = longer, alike
-        if number > 1:
-            yield start, length, number
-        start += length * number
+            if _covered(found) > _covered(best):
+                found = _connected_alike(eqns, found)
+            if _covered(found) > _covered(best):
+                best = found
+        if best.number > 1:
+            yield best
+        start = best.stop
 
 
-def _repetitions(kinds: Sequence[int], start: int, length: int) -> int:
-    part, number = kinds[start : start + length], 1
-    while kinds[start + number * length : start + (number + 1) * length] == part:
-        number += 1
-    return number
+def _covered(found: Repeat) -> int:
+    return found.number * found.length if found.number > 1 else 1
 
 
-def _connected_alike(eqns: Sequence[Any], start: int, length: int, number: int) -> int:
-    """How many repetitions pass values from equation to equation as the first does."""
-    first = _connections(eqns[start : start + length])
-    for n in range(1, number):
-        place = start + n * length
-        if _connections(eqns[place : place + length]) != first:
-            return n
-    return number
+def _repeat(
+    kinds: Sequence[int], start: int, stride: int, stop: int, gaps: bool
+) -> Repeat:
+    """What is repeated from `start` on at this distance, perhaps nothing."""
+    end = start
+    while end + stride < stop and kinds[end] == kinds[end + stride]:
+        end += 1
+    if end - start >= stride:
+        return Repeat(start, stride, stride, 1 + (end - start) // stride)
+    length, number = end - start, 1
+    if gaps and length >= MIN_EQUATIONS:
+        part = kinds[start:end]
+        place = start + stride
+        while place + length <= stop and kinds[place : place + length] == part:
+            number, place = number + 1, place + stride
+    return Repeat(start, length, stride, number)
+
+
+def _connected_alike(eqns: Sequence[Any], found: Repeat) -> Repeat:
+    """Those repetitions that pass values from equation to equation as the first."""
+    first, *others = found.starts
+    wanted = _connections(eqns[first : first + found.length])
+    for n, place in enumerate(others, 1):
+        if _connections(eqns[place : place + found.length]) != wanted:
+            return found._replace(number=n)
+    return found
 
 
 def _connections(eqns: Sequence[Any]) -> list[list[Hashable]]:

@@ -215,7 +215,8 @@ def face_cg(
         residual, violated = _square(gradient), _square(violation)
         total = residual + violated
         goal = tolerance2 * jnp.maximum(1, _square(b + x))
-        goal = jnp.ldexp(goal, 2 * jnp.minimum(s.stalls, _MAX_LENIENCE))
+        lenience = 1 << 2 * jnp.minimum(s.stalls, _MAX_LENIENCE)
+        goal *= lenience.astype(dtype)
         small = total <= goal
         broken = ~jnp.isfinite(total)
         solved = (fresh[:, 0] & small) | (verifying & (total > s.verified / 2))

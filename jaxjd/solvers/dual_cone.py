@@ -116,6 +116,37 @@ def project_dual_cone(
     >>> projection.solution.sum(axis=0)  # The weights of UPGrad.
     Array([1.1111, 0.7895], dtype=float32)
     """
+    weights, proof = projection(
+        u,
+        gramian,
+        noise_eps=noise_eps,
+        norm_eps=norm_eps,
+        reg_eps=reg_eps,
+        initial=initial,
+        method=method,
+        max_iterations=max_iterations,
+        certified=True,
+    )
+    assert proof is not None
+    return DualConeProjection(weights, proof)
+
+
+def projection(
+    u: Real[Array, "... m"],
+    gramian: Float[Array, "m m"],
+    *,
+    noise_eps: float | Float[Array, ""] | None = None,
+    norm_eps: float | Float[Array, ""] | None = None,
+    reg_eps: float | Float[Array, ""] | None = None,
+    initial: Float[Array, "... m"] | None = None,
+    method: Literal["face_cg", "apg"] = "face_cg",
+    max_iterations: int | None = None,
+    certified: bool,
+) -> tuple[Float[Array, "... m"], Certificate | None]:
+    """`project_dual_cone`, without the certificate unless it is asked for.
+
+    The certificate solves a problem of its own.
+    """
     check_regularisation(noise_eps, norm_eps, reg_eps)
     G = check_gramian(gramian)
     m = G.shape[0]
@@ -142,14 +173,16 @@ def project_dual_cone(
         weights, solved = project_rows(
             u, G, initial, *options, method=method, max_iterations=max_iterations
         )
-        return weights, _certify_rows(solved)
+        return weights, _certify_rows(solved) if certified else None
 
     weights, proof = rows_apart(project, (u, initial), (G, *options), len(u))
     if len(shape) != 2:
         weights, proof = replicated((weights, proof))
-        fields = (a if a.ndim == 0 else a.reshape(shape[:-1]) for a in proof)
-        weights, proof = weights.reshape(shape), Certificate(*fields)
-    return DualConeProjection(weights, proof)
+        weights = weights.reshape(shape)
+        proof = jax.tree.map(
+            lambda a: a if a.ndim == 0 else a.reshape(shape[:-1]), proof
+        )
+    return weights, proof
 
 
 class Solved(NamedTuple):

@@ -28,7 +28,7 @@ class CertifiedState(NamedTuple):
     """What else the weighting keeps."""
 
 
-Solve = Callable[..., tuple[Float[Array, " m"], Any, Certificate]]
+Solve = Callable[..., tuple[Float[Array, " m"], Any, Certificate | None]]
 
 
 def certified(
@@ -46,9 +46,9 @@ def certified(
     **Arguments:**
 
     - `solve`: from a checked Gramian, a mask, the state and the last certificate to the
-      weights, the state and the certificate. It sees zeros in the rows and columns of
-      the losses that are missing. With `preference`, the preferred weights are its last
-      argument.
+      weights, the state and the certificate, which may be None if it is not kept. It
+      sees zeros in the rows and columns of the losses that are missing. With
+      `preference`, the preferred weights are its last argument.
     - `init`: makes the state.
     - `certificate`: whether it is kept.
     - `preference`: that of the method, if it has one.
@@ -61,9 +61,12 @@ def certified(
         weights, new, proof = solve(gramian, mask, kept, last, *preferred)
         finite = jnp.isfinite(gramian).all()
         weights = jnp.where(finite, weights, jnp.nan)
-        proof = proof._replace(converged=proof.converged & finite)
         new = keep_unless(finite, new, kept)
-        return weights, CertifiedState(_worst(proof, last), new) if certificate else new
+        if not certificate:
+            return weights, new
+        assert proof is not None
+        proof = proof._replace(converged=proof.converged & finite)
+        return weights, CertifiedState(_worst(proof, last), new)
 
     def init_with_certificate():
         return CertifiedState(unused(), init())

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxjd._checks import check_integer, check_num_losses, known
 from jaxjd._sharding import replicated
-from jaxjd.solvers import project_dual_cone
-from jaxjd.solvers.dual_cone import check_regularisation
+from jaxjd.solvers import dual_cone
 from jaxjd.weighting._certified import certified
 from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._weighting import Weighting
@@ -49,7 +48,7 @@ def projection(
     - `shape`: from m to the shape of the combinations.
     - The others: as [`jaxjd.weighting.upgrad`][].
     """
-    check_regularisation(noise_eps, norm_eps, reg_eps)
+    dual_cone.check_regularisation(noise_eps, norm_eps, reg_eps)
     if noise_eps is None and reg_eps is None:
         noise_eps = NOISE_EPS
     size = num_losses
@@ -72,17 +71,18 @@ def projection(
             check_num_losses(len(state.solution.T), gramian)
         elif isinstance(size, int):
             check_num_losses(size, gramian)
-        projected = project_dual_cone(
+        solution, proof = dual_cone.projection(
             bounds(preferred),
             gramian,
             noise_eps=noise_eps,
             norm_eps=norm_eps,
             reg_eps=reg_eps,
             initial=state.solution if warm_start else None,
+            certified=certificate,
         )
         if warm_start:
-            state = ProjectionState(projected.solution)
-        weights = projected.solution.reshape(-1, gramian.shape[0]).sum(axis=0)
-        return replicated(weights), state, projected.certificate
+            state = ProjectionState(solution)
+        weights = solution.reshape(-1, gramian.shape[0]).sum(axis=0)
+        return replicated(weights), state, proof
 
     return certified(solve, init=init, certificate=certificate, preference=preference)

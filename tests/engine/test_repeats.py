@@ -47,8 +47,48 @@ def two_kinds(weights, x):
 
 
 def other_constants(weights, x):
+    """What is between one scale and the next is the same in all layers."""
     for n, w in enumerate(weights):
         x = layer(w, x, scale=n)
+    return x.sum()
+
+
+def short_between_constants(weights, x):
+    for n, w in enumerate(weights):
+        x = jnp.sin(x @ w + n) * n
+    return x.sum()
+
+
+def tasks(weights, x):
+    """Each task has its own slice of the data, and a rule of `jax.custom_jvp`."""
+    data, found = jnp.outer(x, x).ravel(), []
+    for n, w in enumerate(weights):
+        y = jax.nn.relu((x - x.mean()) @ w) * 2.0
+        y = jnp.sin(jnp.tanh(y) * jnp.exp(-jnp.abs(y)))
+        found.append(jnp.square(y - data[n]).sum())
+    return sum(found)
+
+
+def with_rule(slope):
+    """The same function, whose derivative is this one."""
+
+    @jax.custom_jvp
+    def function(x):
+        return jnp.sin(x)
+
+    function.defjvp(lambda primals, tangents: (jnp.sin(*primals), slope * tangents[0]))
+    return function
+
+
+def other_rules(weights, x):
+    for n, w in enumerate(weights):
+        x = with_rule(float(n))(layer(w, x))
+    return x.sum()
+
+
+def equal_rules(weights, x):
+    for w in weights:
+        x = with_rule(3.0)(layer(w, x))
     return x.sum()
 
 
@@ -74,7 +114,11 @@ def returned(weights, x):
     [
         (same_layers, [DEPTH]),
         (two_kinds, [2, 3]),
-        (other_constants, []),
+        (other_constants, [DEPTH - 1]),
+        (short_between_constants, []),
+        (tasks, [DEPTH]),
+        (other_rules, [DEPTH]),
+        (equal_rules, [DEPTH]),
         (skips, None),
         (returned, [DEPTH]),
     ],
@@ -87,6 +131,44 @@ def test_repetitions_are_called(fun, expected):
     found = _repeats.evaluate(closed.jaxpr, operands)
     wanted = jaxpr_as_fun(closed)(*WEIGHTS, X)
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("fun", [tasks, other_rules, equal_rules])
+def test_derivatives_of_repetitions(fun):
+    """Each layer keeps its own derivative."""
+    closed = jax.make_jaxpr(fun)(WEIGHTS, X)
+    found = jax.jit(
+        jax.grad(
+            lambda weights: _repeats.evaluate(
+                closed.jaxpr, [*closed.consts, *weights, X]
+            )[0]
+        )
+    )(WEIGHTS)
+    wanted = jax.jit(jax.grad(fun))(WEIGHTS, X)
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+def test_rules_that_cannot_be_compared():
+    """One that sees which tangents are zero, and one whose trace has ended."""
+
+    def fun(weights, x):
+        for w in weights:
+
+            def apply(w, x, shift):
+                seen = jax.custom_jvp(jnp.sin)
+                seen.defjvp(lambda p, t: (jnp.sin(*p), t[0] * shift))
+                return seen(layer(w, x))
+
+            x = jax.jit(apply)(w, x, x.sum())
+        symbolic = jax.custom_jvp(jnp.tanh)
+        symbolic.defjvp(lambda p, t: (jnp.tanh(*p), t[0]), symbolic_zeros=True)
+        return symbolic(x).sum()
+
+    assert calls(fun, WEIGHTS, X) == []
+    closed = jax.make_jaxpr(fun)(WEIGHTS, X)
+    found = _repeats.evaluate(closed.jaxpr, [*closed.consts, *WEIGHTS, X])
+    np.testing.assert_allclose(found[0], fun(WEIGHTS, X), rtol=1e-12)
 
 
 def test_one_more_layer_adds_little():

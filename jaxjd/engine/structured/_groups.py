@@ -290,8 +290,7 @@ def combination(
 
         def of_rows(weights: Array, passes: Pass) -> list[Array]:
             factors = _factors_of(point._replace(passes=passes), groups)
-            combine = partial(_products.combine_parts, weights.ravel())
-            outputs = _of_parts(combine, factors)
+            outputs = _of_parts(_products.combine_parts, factors, weights.ravel())
             split = jnp.split(outputs, np.cumsum([x.o for x in sizes])[:-1], axis=-1)
             actions = [_use.action(point.plan.uses[n]) for n in uses]
             return [_use.gradient(a, x) for a, x in zip(actions, split, strict=True)]
@@ -388,17 +387,19 @@ def _blocks(point: Point, groups: Sequence[Group]) -> Float[Array, "mk b i o"]:
     return automatically(formed, point.passes, spec=spec)
 
 
+@partial(jax.jit, static_argnums=0)
 def _of_parts(
-    function: Callable[[list[Float[Array, "r b i o"]]], Array], factors: Factors
+    function: Callable[..., Array], factors: Factors, *operands: Array
 ) -> Array:
-    """A function of rows in parts. The parts are formed one by one.
+    """`function(*operands, parts)` of rows in parts. The parts are formed one by one.
 
     The parts are arrays of their own because XLA would copy slices of a single one.
     """
 
     def of(number: int, factors: Factors) -> Array:
         blocks = [_contraction.gradients(part) for part in factors.split(number)]
-        return function([x.reshape(-1, *x.shape[2:]) for x in blocks])
+        parts = [x.reshape(-1, *x.shape[2:]) for x in blocks]
+        return function(*operands, parts)
 
     number = min(MAX_PARTS, factors.right.shape[0] // EXAMPLES_PER_PART)
     if mesh_of(factors) is not None:

@@ -93,6 +93,7 @@ def gradients(action: Action, factors: Factors) -> Array:
     return jax.vmap(partial(gradient, action))(blocks)
 
 
+@partial(jax.jit, static_argnums=0)
 def gradient(action: Action, blocks: Array) -> Array:
     """An array like the node's value from `[b, i, o]` with the blocks of all levels."""
     sizes = action.bilinear.sizes
