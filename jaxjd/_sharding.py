@@ -247,21 +247,38 @@ def without(spec: PartitionSpec, names: set[str]) -> PartitionSpec:
     return PartitionSpec(*[entry or None for entry in kept])
 
 
+def spec_by_rows(num_rows: int, mesh: AbstractMesh) -> PartitionSpec:
+    """Spread a matrix by its rows over all devices, if these divide their number."""
+    divided = num_rows % math.prod(mesh.axis_sizes) == 0
+    return PartitionSpec(mesh.axis_names) if divided else PartitionSpec()
+
+
+def by_rows(matrix: Array) -> Array:
+    """A matrix that is spread by its rows over all devices, if these divide them."""
+    mesh = mesh_of(matrix)
+    if mesh is None:
+        return matrix
+    return spread(matrix, spec_by_rows(len(matrix), mesh), mesh)
+
+
 def sum_over_entries(
     function: Callable[..., list[Array]], *rows: Sequence[Array]
 ) -> Array:
     """The sum of `function(*rows)`, a list of arrays that add up over entries.
 
+    On a mesh it is spread by its leading axis, as `spec_by_rows` says.
+
     **Arguments:**
 
-    - `function`: from lists of some entries of rows to an array for each of the list.
-      That of all entries is the sum of those of their parts.
+    - `function`: from lists of some entries of rows to an array [m, ...] for each of
+      the list. That of all entries is the sum of those of their parts.
     - `rows`: lists of rows of the same parameters, [m, *shape] per parameter.
     """
     mesh = mesh_of(rows)
     if mesh is None:
         return functools.reduce(jnp.add, function(*rows))
     specs = [spec_of_entries(leaf.shape[1:], mesh) for leaf in rows[0]]
+    spec_of_sum = spec_by_rows(len(rows[0][0]), mesh)
 
     def of_shard(*shards: Sequence[Array]) -> Array:
         total = 0
@@ -273,13 +290,15 @@ def sum_over_entries(
                     first = jax.lax.axis_index(name) == 0
                     found = jnp.where(first, found, 0)
             total += found
-        return jax.lax.psum(total, mesh.axis_names)
+        if spec_of_sum == PartitionSpec():
+            return jax.lax.psum(total, mesh.axis_names)
+        return jax.lax.psum_scatter(total, mesh.axis_names, tiled=True)
 
     return jax.shard_map(
         of_shard,
         mesh=mesh,
         in_specs=(specs,) * len(rows),
-        out_specs=PartitionSpec(),
+        out_specs=spec_of_sum,
         check_vma=False,
     )(*[[spread(x, s, mesh) for x, s in zip(of, specs, strict=True)] for of in rows])
 

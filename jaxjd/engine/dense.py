@@ -11,8 +11,14 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxjd._numerics import accumulation_dtype, symmetric
-from jaxjd._sharding import as_examples, automatically, spec_of, zeros_like
+from jaxjd._numerics import accumulation_dtype
+from jaxjd._sharding import (
+    as_examples,
+    automatically,
+    replicated,
+    spec_of,
+    zeros_like,
+)
 from jaxjd.engine import _pieces, _products
 from jaxjd.engine._derivative import linearised
 from jaxjd.engine._function import LossFunction
@@ -87,7 +93,9 @@ class Dense(Operator):
                 total += found
             else:
                 total = total.at[np.ix_(left, right)].add(found)
-        return symmetric(total) if other is self else total
+        if other is self:
+            return _products.symmetric_by_rows(total)
+        return replicated(total)
 
     def squared_norms(self) -> Float[Array, " m"]:
         return automatically(Dense._squared_norms, self)
