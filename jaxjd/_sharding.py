@@ -262,34 +262,35 @@ def by_rows(matrix: Array) -> Array:
 
 
 def sum_over_entries(
-    function: Callable[..., list[Array]], *rows: Sequence[Array]
+    function: Callable[..., Array], *rows: Sequence[Array]
 ) -> Array:
-    """The sum of `function(*rows)`, a list of arrays that add up over entries.
+    """`function(*rows)`, by devices that each have some entries of all the rows.
 
-    On a mesh it is spread by its leading axis, as `spec_by_rows` says.
+    On a mesh the result is spread by its leading axis, as `spec_by_rows` says.
 
     **Arguments:**
 
-    - `function`: from lists of some entries of rows to an array [m, ...] for each of
-      the list. That of all entries is the sum of those of their parts.
+    - `function`: from lists of rows to an array [m, ...]. That of all entries must be
+      the sum of those of their parts, and zero if the first list is.
     - `rows`: lists of rows of the same parameters, [m, *shape] per parameter.
     """
     mesh = mesh_of(rows)
     if mesh is None:
-        return functools.reduce(jnp.add, function(*rows))
+        return function(*rows)
     specs = [spec_of_entries(leaf.shape[1:], mesh) for leaf in rows[0]]
     spec_of_sum = spec_by_rows(len(rows[0][0]), mesh)
 
-    def of_shard(*shards: Sequence[Array]) -> Array:
-        total = 0
-        for spec, found in zip(specs, function(*shards), strict=True):
-            # Devices that have the same entries count them once.
-            used = {name for entry in spec for name in names_in(entry)}
-            for name in mesh.axis_names:
-                if name not in used:
-                    first = jax.lax.axis_index(name) == 0
-                    found = jnp.where(first, found, 0)
-            total += found
+    def counted_once(leaf: Array, spec: PartitionSpec) -> Array:
+        """Zeros on all but one of the devices that have the same entries."""
+        used = {name for entry in spec for name in names_in(entry)}
+        for name in mesh.axis_names:
+            if name not in used:
+                leaf = jnp.where(jax.lax.axis_index(name) == 0, leaf, 0)
+        return leaf
+
+    def of_shard(first: Sequence[Array], *others: Sequence[Array]) -> Array:
+        first = [counted_once(*pair) for pair in zip(first, specs, strict=True)]
+        total = function(first, *others)
         if spec_of_sum == PartitionSpec():
             return jax.lax.psum(total, mesh.axis_names)
         return jax.lax.psum_scatter(total, mesh.axis_names, tiled=True)

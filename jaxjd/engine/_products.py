@@ -3,6 +3,7 @@
 Rows come as one array per parameter, [rows, *shape of the parameter].
 """
 
+import functools
 from collections.abc import Sequence
 from functools import partial
 
@@ -68,16 +69,34 @@ def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b
     """
     dtype = accumulation_dtype(*left, *right)
 
-    def of_entries(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
-        pairs = zip(left, right, strict=True)
-        return [_of_all_entries(x, y).astype(dtype) for x, y in pairs]
+    def of_entries(left: Sequence[Array], right: Sequence[Array]) -> Array:
+        same = left is right
+        left = _joined(left) if on_mesh else left
+        right = left if same else _joined(right) if on_mesh else right
+        return functools.reduce(
+            jnp.add,
+            [
+                contract(_flat(x), _flat(y), ((1,), (1,))).astype(dtype)
+                for x, y in zip(left, right, strict=True)
+            ],
+        )
 
+    on_mesh = mesh_of(left, right) is not None
     return sum_over_entries(of_entries, left, right)
 
 
-def _of_all_entries(x: Float[Array, "a ..."], y: Float[Array, "b ..."]) -> Array:
-    x, y = x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
-    return contract(x, y, ((1,), (1,)))
+def _joined(rows: Sequence[Float[Array, "m ..."]]) -> list[Array]:
+    """The rows of parameters with fewer than m entries as those of a single one.
+
+    Their products, m² numbers each, would be larger than they are.
+    """
+    small = [_flat(x) for x in rows if x[0].size < len(x)]
+    large = [x for x in rows if x[0].size >= len(x)]
+    return [*large, jnp.concatenate(small, axis=1)] if small else large
+
+
+def _flat(rows: Float[Array, "m ..."]) -> Float[Array, "m n"]:
+    return rows.reshape(len(rows), -1)
 
 
 @partial(jax.jit, inline=True)
@@ -125,9 +144,9 @@ def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     """Squared Euclidean norms of the rows: the diagonal of `products(rows, rows)`."""
     dtype = accumulation_dtype(*rows)
 
-    def of_entries(rows: Sequence[Array]) -> list[Array]:
-        wide = [x.reshape(x.shape[0], -1).astype(dtype) for x in rows]
-        return [jnp.square(x).sum(1) for x in wide]
+    def of_entries(rows: Sequence[Array]) -> Array:
+        squares = [jnp.square(_flat(x).astype(dtype)).sum(1) for x in rows]
+        return functools.reduce(jnp.add, squares)
 
     return replicated(sum_over_entries(of_entries, rows))
 
