@@ -261,9 +261,7 @@ def by_rows(matrix: Array) -> Array:
     return spread(matrix, spec_by_rows(len(matrix), mesh), mesh)
 
 
-def sum_over_entries(
-    function: Callable[..., Array], *rows: Sequence[Array]
-) -> Array:
+def sum_over_entries(function: Callable[..., Array], *rows: Sequence[Array]) -> Array:
     """`function(*rows)`, by devices that each have some entries of all the rows.
 
     On a mesh the result is spread by its leading axis, as `spec_by_rows` says.
