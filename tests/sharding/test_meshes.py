@@ -79,6 +79,36 @@ def test_rows_move_once():
     assert moved <= 4 * (m * n // 4 + m * m + n + 2 * m)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_rows(kind):
+    """A device holds one matrix [m, m], which is gathered once.
+
+    The weights are contracted by pairs, the scales and the biases as rows.
+    """
+    m = 1024
+    params = {"w": normal(0, 8, 16), "b": normal(1, 16), "scale": normal(2, 16)}
+    x = normal(3, m, 8)
+
+    def loss(params, x):
+        h = jnp.tanh(x @ params["w"] + params["b"])
+        return jnp.sum(h * params["scale"])
+
+    @jax.jit
+    def gramian(params, x):
+        return jaxjd.jac(loss, in_axes=(None, 0))(params, x).gramian()
+
+    mesh = mesh_of_four(kind, (2, 2), ("data", "model"))
+    placed = place(mesh, params), place(mesh, x, ("data", "model"))
+    compiled = gramian.lower(*placed).compile()
+    moved = sum(one.num_bytes for one in collectives(compiled.as_text()))
+    # What is summed over devices, made symmetric, and gathered; the rest is the rows.
+    assert moved <= 4 * (m * m // 4 + m * m // 4 + m * m + 100 * m)
+    assert compiled.memory_analysis().temp_size_in_bytes <= 4 * (2 * m * m + 100 * m)
+    found = compiled(*placed)
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_allclose(found, gramian(params, x), rtol=1e-5, atol=1e-5)
+
+
 def test_chunks_are_shared_out():
     """A chunk is computed by all devices, each of them its own examples."""
     params, x, loss = sequences()
