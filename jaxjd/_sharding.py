@@ -246,6 +246,11 @@ def sizes_of(entry: Any, mesh: AbstractMesh) -> int:
     return math.prod(mesh.shape[name] for name in names_in(entry))
 
 
+def entry_for(entry: Any, length: int, mesh: AbstractMesh) -> Any:
+    """An entry of a `PartitionSpec` for an axis of a length that devices may divide."""
+    return None if length % sizes_of(entry, mesh) else entry
+
+
 def without(spec: PartitionSpec, names: set[str]) -> PartitionSpec:
     """A spec that does not spread anything along some axes of the mesh."""
     kept = [tuple(n for n in names_in(entry) if n not in names) for entry in spec]

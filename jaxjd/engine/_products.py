@@ -123,7 +123,7 @@ def symmetric_by_rows(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
     mesh = mesh_of(upper)
     spec = PartitionSpec() if mesh is None else spec_by_rows(len(upper), mesh)
     if mesh is None or spec == PartitionSpec():
-        return symmetric(upper)
+        return symmetric(replicated(upper))
     names = mesh.axis_names
 
     def of_shard(rows: Float[Array, "r m"]) -> Float[Array, "m m"]:

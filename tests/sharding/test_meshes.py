@@ -79,6 +79,54 @@ def test_rows_move_once():
     assert moved <= 4 * (m * n // 4 + m * m + n + 2 * m)
 
 
+def test_some_rows():
+    """They are spread as the examples are, if the devices divide their number."""
+    params, x, loss = sequences(8)
+    mesh = mesh_of_four(AxisType.Explicit)
+
+    @jax.jit
+    def taken(params, x):
+        return {
+            (method, number): jaxjd.jac(loss, in_axes=(None, 0), method=method)(
+                params, x
+            )._operator.rows_at(jnp.arange(8 - number, 8))
+            for method in ("structured", "dense", "chunked")
+            for number in (1, 4)
+        }
+
+    found = taken(place(mesh, params), place(mesh, x, "data"))
+    for (_, number), leaves in found.items():
+        names = "data" if number == 4 else None
+        for leaf in leaves:
+            assert leaf.sharding.spec == PartitionSpec(names, None, None)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+        found,
+        taken(params, x),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_precondition_by_rms(kind):
+    """Its products need rows, of one parameter after another."""
+    params, x, loss = sequences(8)
+    mesh = mesh_of_four(kind)
+    tx = jaxjd.precondition_by_rms(jaxjd.upgrad())
+
+    @jax.jit
+    def update(params, x):
+        jac = jaxjd.jac(loss, in_axes=(None, 0))(params, x)
+        updates, state = tx.update(jac, tx.init(params), params)
+        return updates, state.nu
+
+    found = update(place(mesh, params), place(mesh, x, "data"))
+    for actual, expected in zip(found, update(params, x), strict=True):
+        for name in params:
+            np.testing.assert_allclose(
+                actual[name], expected[name], rtol=1e-4, atol=1e-6
+            )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_rows(kind):
     """A device holds one matrix [m, m], which is gathered once.

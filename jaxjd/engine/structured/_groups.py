@@ -16,6 +16,7 @@ from jaxjd._sharding import (
     as_examples,
     automatically,
     by_rows,
+    entry_for,
     flat_rows,
     mesh_of,
     replicated,
@@ -369,7 +370,9 @@ def _where_examples(point: Point) -> Any:
     """The axes of the mesh that the examples are spread over, as types say it."""
     for x, axis in zip(point.inputs, point.plan.function.axes or (), strict=False):
         if axis is not None:
-            return spec_of(jax.typeof(x))[axis]
+            aval = jax.typeof(x)
+            entry = spec_of(aval)[axis]
+            return entry_for(entry, point.num_examples, aval.sharding.mesh)
     return None
 
 
