@@ -72,7 +72,9 @@ class Chunked(Operator):
         """All rows, of which some may be known to be zero."""
         if self.derivative is not None:
             rows = in_memory(self.derivative.of_losses(()))
-            return rows.restrict([self.derivative.argnums.index(i) for i in self.argnums])
+            return rows.restrict(
+                [self.derivative.argnums.index(i) for i in self.argnums]
+            )
         return dense(self.function, self.inputs, self.argnums)
 
     def products(self, other: Operator) -> Float[Array, "m k"]:
