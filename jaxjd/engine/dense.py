@@ -152,7 +152,7 @@ class Dense(Operator):
 def taken_at(
     array: Array, indices: tuple[Int[Array, " b"], ...]
 ) -> Float[Array, "b ..."]:
-    """`array[indices]`, spread as the last axis that is indexed, if devices divide b."""
+    """`array[indices]`, spread as the last indexed axis is, if devices divide b."""
     aval = jax.typeof(array)
     *_, axis = spec_of(aval)[: len(indices)]
     axis = entry_for(axis, len(indices[0]), aval.sharding.mesh)
