@@ -11,8 +11,10 @@ where the body of a loop counts once; and temporary memory.
 The law is what the Gramian should communicate. A parameter whose rows are formed moves
 its share of them, 4 m n / P bytes, and the products of all of these one sum of 4 m²
 bytes. For the other parameters, activations and their cotangents are gathered, 4 m (i +
-o) bytes for a layer from i to o numbers, and the products of all take 4 m² bytes. For
-the losses of tasks the law is that of the whole step: one gradient per loss is summed
+o) bytes for a layer from i to o numbers, and the products of all take 4 m² bytes. From
+m = 1024 on, both sums are spread by rows: each device gets 4 m² / P bytes of the first,
+as many to make the Gramian symmetric, and then all 4 m² bytes of it. For the losses of
+tasks the law is that of the whole step: one gradient per loss is summed
 over devices, of the parameters that the loss depends on. The script writes `scale.md`
 and `scale.json` to the folder `results` beside this file.
 """
@@ -31,6 +33,7 @@ from benchmarks._collectives import KINDS, collectives
 from benchmarks._models import models
 from benchmarks._results import FOLDER, save
 from benchmarks._timing import machine
+from jaxjd._sharding import LARGE
 
 NUM_DEVICES = 256
 # Compile quickly: what is communicated and computed does not depend on it.
@@ -159,7 +162,10 @@ def predicted(case: Case, size: int, devices: int) -> float:
             rows += 4 * size * n / devices
         else:
             pairs += 4 * size * sum(parameter.shape)
-    return rows + pairs + 4 * size**2 * ((rows > 0) + (pairs > 0))
+    matrix = 4 * size**2
+    if size >= LARGE and size % devices == 0:
+        return rows + pairs + matrix * (1 + (1 + (rows > 0)) / devices)
+    return rows + pairs + matrix * ((rows > 0) + (pairs > 0))
 
 
 def of_tasks(case: Case) -> float:
@@ -202,7 +208,11 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 # The number of devices grows, then the batch, which is m for per-example losses.
-SIZES = [(256, p) for p in (1, 2, 4, 8, 64, 256)] + [(64, 8), (1024, 8), (4096, 64)]
+SIZES = [(256, p) for p in (1, 2, 4, 8, 64, 256)] + [
+    (64, 8),
+    (1024, 8),
+    *[(4096, p) for p in (8, 64, 256)],
+]
 
 
 def main() -> None:

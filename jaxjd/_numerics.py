@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
@@ -130,8 +130,18 @@ def normalise_and_regularise(
     return normalised + reg_eps * jnp.eye(gramian.shape[0], dtype=gramian.dtype)
 
 
+def all_finite(array: Float[Array, "..."]) -> Bool[Array, ""]:
+    """Whether no entry is NaN or infinite.
+
+    By the largest magnitude, which NaN takes part in: XLA would keep an array of what
+    `jnp.isfinite` says of each entry.
+    """
+    magnitudes = jnp.abs(lax.stop_gradient(array))
+    return jnp.isfinite(jnp.max(magnitudes, initial=0))
+
+
 def finite_or_nan(
     gramian: Float[Array, "m m"], weights: Float[Array, " m"]
 ) -> Float[Array, " m"]:
     """The weights, or NaN if the Gramian is not finite, for methods that lose that."""
-    return jnp.where(jnp.isfinite(gramian).all(), weights, jnp.nan)
+    return jnp.where(all_finite(gramian), weights, jnp.nan)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxjd._numerics import symmetric
+from jaxjd._sharding import replicated
 from jaxjd.engine import _products
 
 Method = Literal["dense", "chunked", "structured"]
@@ -156,19 +157,28 @@ def products_by_blocks(
     """
     m, k = left.num_rows, right.num_rows
     first = jnp.zeros((), jnp.int32)
+    if left.size >= m and right.size >= k:
+        x = left.at(first)
+        if right is left:
+            return _products.symmetric_by_rows(multiply(x, x))
+        return replicated(multiply(x, right.at(first)))
+
+    def products(x: Block, y: Block) -> Float[Array, "a b"]:
+        return replicated(multiply(x, y))
+
     whole = right.at(first) if right.size >= k else None
     starts = jnp.arange(0, k, right.size, dtype=jnp.int32)
 
     def block_row(start: Int[Array, ""]) -> Float[Array, "a k"]:
         if whole is not None:
-            return multiply(whole if right is left else left.at(start), whole)
+            return products(whole if right is left else left.at(start), whole)
         rows = left.at(start)
 
         def product(other: Int[Array, ""]) -> Float[Array, "a b"]:
-            return multiply(rows, right.at(other))
+            return products(rows, right.at(other))
 
         if right is left:
-            diagonal = multiply(rows, rows)
+            diagonal = products(rows, rows)
             below, above = (lambda _: jnp.zeros_like(diagonal)), product
 
             def block(other: Int[Array, ""]) -> Float[Array, "a b"]:

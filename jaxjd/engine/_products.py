@@ -3,6 +3,7 @@
 Rows come as one array per parameter, [rows, *shape of the parameter].
 """
 
+import functools
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,7 +14,15 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxjd._numerics import accumulation_dtype, symmetric
-from jaxjd._sharding import automatically, mesh_of, spec_of, sum_over_entries
+from jaxjd._sharding import (
+    automatically,
+    mesh_of,
+    replicated,
+    spec_by_rows,
+    spec_of,
+    spread,
+    sum_over_entries,
+)
 
 # As `jax.lax.dot_general` takes them: the contracted axes, and the batch axes.
 Axes = tuple[Sequence[int], Sequence[int]]
@@ -55,20 +64,39 @@ def products(left: Sequence[Array], right: Sequence[Array]) -> Float[Array, "a b
     """Inner products of every row of `left` with every row of `right`.
 
     On a mesh, each device takes a part of the entries of a row and all rows, and the
-    products are summed over devices. So no device needs all of a row.
+    products are summed over devices. So no device needs all of a row. The sum is spread
+    by rows: adding up such sums moves nothing, and takes little memory.
     """
     dtype = accumulation_dtype(*left, *right)
 
-    def of_entries(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
-        pairs = zip(left, right, strict=True)
-        return [_of_all_entries(x, y).astype(dtype) for x, y in pairs]
+    def of_entries(left: Sequence[Array], right: Sequence[Array]) -> Array:
+        same = left is right
+        left = _joined(left) if on_mesh else left
+        right = left if same else _joined(right) if on_mesh else right
+        return functools.reduce(
+            jnp.add,
+            [
+                contract(_flat(x), _flat(y), ((1,), (1,))).astype(dtype)
+                for x, y in zip(left, right, strict=True)
+            ],
+        )
 
+    on_mesh = mesh_of(left, right) is not None
     return sum_over_entries(of_entries, left, right)
 
 
-def _of_all_entries(x: Float[Array, "a ..."], y: Float[Array, "b ..."]) -> Array:
-    x, y = x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
-    return contract(x, y, ((1,), (1,)))
+def _joined(rows: Sequence[Float[Array, "m ..."]]) -> list[Array]:
+    """The rows of parameters with fewer than m entries as those of a single one.
+
+    Their products, m² numbers each, would be larger than they are.
+    """
+    small = [_flat(x) for x in rows if x[0].size < len(x)]
+    large = [x for x in rows if x[0].size >= len(x)]
+    return [*large, jnp.concatenate(small, axis=1)] if small else large
+
+
+def _flat(rows: Float[Array, "m ..."]) -> Float[Array, "m n"]:
+    return rows.reshape(len(rows), -1)
 
 
 @partial(jax.jit, inline=True)
@@ -86,16 +114,41 @@ def gramian(parts: Sequence[Array]) -> Float[Array, "m m"]:
     return symmetric(jnp.block(upper))
 
 
+def symmetric_by_rows(upper: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """The symmetric matrix with this upper triangle, spread by rows, on every device.
+
+    It is made symmetric while it is spread: each device then has no other array of this
+    size in memory.
+    """
+    mesh = mesh_of(upper)
+    spec = PartitionSpec() if mesh is None else spec_by_rows(len(upper), mesh)
+    if mesh is None or spec == PartitionSpec():
+        return symmetric(replicated(upper))
+    names = mesh.axis_names
+
+    def of_shard(rows: Float[Array, "r m"]) -> Float[Array, "m m"]:
+        columns = jax.lax.all_to_all(rows, names, 1, 0, tiled=True)
+        first = jax.lax.axis_index(names) * len(rows)
+        number = first + jnp.arange(len(rows), dtype=first.dtype)
+        below = jnp.arange(rows.shape[1], dtype=first.dtype) < number[:, None]
+        mirrored = jnp.where(below, columns.T, rows)
+        return jax.lax.all_gather(mirrored, names, tiled=True)
+
+    return jax.shard_map(
+        of_shard, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False
+    )(spread(upper, spec, mesh))
+
+
 @partial(jax.jit, inline=True)
 def squared_norms(rows: Sequence[Array]) -> Float[Array, " r"]:
     """Squared Euclidean norms of the rows: the diagonal of `products(rows, rows)`."""
     dtype = accumulation_dtype(*rows)
 
-    def of_entries(rows: Sequence[Array]) -> list[Array]:
-        wide = [x.reshape(x.shape[0], -1).astype(dtype) for x in rows]
-        return [jnp.square(x).sum(1) for x in wide]
+    def of_entries(rows: Sequence[Array]) -> Array:
+        squares = [jnp.square(_flat(x).astype(dtype)).sum(1) for x in rows]
+        return functools.reduce(jnp.add, squares)
 
-    return sum_over_entries(of_entries, rows)
+    return replicated(sum_over_entries(of_entries, rows))
 
 
 @partial(jax.jit, inline=True)

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int
 from jaxjd._numerics import accumulation_dtype
 from jaxjd._sharding import (
     automatically,
+    entry_for,
     explicit_spec,
     mesh_of,
-    sizes_of,
     spread,
     spread_like,
     varying,
@@ -99,7 +99,12 @@ class Chunked(Operator):
 
         rows = jax.vmap(row, (list(self.function.axes), 0))
         inputs = self._examples_at(indices // per_example)
-        return list(rows(inputs, indices % per_example))
+        which = indices % per_example
+        for x, axis in zip(inputs, self.function.axes, strict=True):
+            spec = None if axis is None else explicit_spec(typeof(x))
+            if spec is not None:  # `jax.vmap` wants all of them spread alike.
+                which = spread(which, PartitionSpec(spec[axis]), mesh_of(x))
+        return list(rows(inputs, which))
 
     def block_size(self) -> int:
         """Two blocks of rows are in memory at once, hence half of `chunk_size`."""
@@ -249,6 +254,5 @@ def spec_of_chunks(x: Array, axis: int, size: int) -> Any:
     if spec is None:
         return None
     examples, rest = spec[axis], (*spec[:axis], *spec[axis + 1 :])
-    if size % sizes_of(examples, typeof(x).sharding.mesh):
-        examples = None  # Fewer examples than devices, or some devices have more.
+    examples = entry_for(examples, size, typeof(x).sharding.mesh)
     return PartitionSpec(examples, None, *rest)

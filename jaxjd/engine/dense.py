@@ -11,8 +11,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxjd._numerics import accumulation_dtype, symmetric
-from jaxjd._sharding import as_examples, automatically, spec_of, zeros_like
+from jaxjd._numerics import accumulation_dtype
+from jaxjd._sharding import (
+    as_examples,
+    automatically,
+    entry_for,
+    replicated,
+    spec_of,
+    zeros_like,
+)
 from jaxjd.engine import _pieces, _products
 from jaxjd.engine._derivative import linearised
 from jaxjd.engine._function import LossFunction
@@ -87,7 +94,9 @@ class Dense(Operator):
                 total += found
             else:
                 total = total.at[np.ix_(left, right)].add(found)
-        return symmetric(total) if other is self else total
+        if other is self:
+            return _products.symmetric_by_rows(total)
+        return replicated(total)
 
     def squared_norms(self) -> Float[Array, " m"]:
         return automatically(Dense._squared_norms, self)
@@ -143,20 +152,23 @@ class Dense(Operator):
 def taken_at(
     array: Array, indices: tuple[Int[Array, " b"], ...]
 ) -> Float[Array, "b ..."]:
-    """`array[indices]`, whole along the axes that are indexed."""
-    spec = spec_of(jax.typeof(array))
+    """`array[indices]`, spread as the last indexed axis is, if devices divide b."""
+    aval = jax.typeof(array)
+    *_, axis = spec_of(aval)[: len(indices)]
+    axis = entry_for(axis, len(indices[0]), aval.sharding.mesh)
     return automatically(
         lambda array, indices: array[indices],
         array,
         indices,
-        spec=PartitionSpec(None, *spec[len(indices) :]),
+        spec=PartitionSpec(axis, *spec_of(aval)[len(indices) :]),
     )
 
 
 def taken_along(array: Array, indices: Int[Array, " b"], axis: int) -> Array:
-    """`jnp.take(array, indices, axis)`, whole along this axis."""
-    spec = list(spec_of(jax.typeof(array)))
-    spec[axis] = None
+    """`jnp.take(array, indices, axis)`, spread as it was, if devices divide b."""
+    aval = jax.typeof(array)
+    spec = list(spec_of(aval))
+    spec[axis] = entry_for(spec[axis], len(indices), aval.sharding.mesh)
     return automatically(
         lambda array, indices: jnp.take(array, indices, axis),
         array,

@@ -18,11 +18,16 @@ def split_at(named: engine.Named | None, names: str | Sequence[str]) -> engine.S
     known = () if named is None else named.names
     unknown = [name for name in wanted if name not in known]
     if named is None or unknown:
+        scaled = (
+            " Nor do gradients have features that `jaxjd.precondition_by_rms` has "
+            "scaled: its scales are those of parameters."
+        )
         raise ValueError(
             f"The function must name {', '.join(map(repr, unknown))} by `x = "
             "checkpoint_name(x, name)`, from `jax.ad_checkpoint`, outside of loops, "
             "branches and `jax.checkpoint`. What it names there: "
             f"{', '.join(map(repr, known)) or 'nothing'}."
+            f"{scaled if named is None else ''}"
         )
     if named.function.axes is not None:
         raise ValueError(

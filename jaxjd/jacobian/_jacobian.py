@@ -61,8 +61,10 @@ class Jacobian(metaclass=ExplainsItself):
 
     def gramian(self) -> Float[Array, "m m"]:
         """$G = J J^\\top$, float32 or wider, symmetric to the bit."""
-        columns = self._losses.from_engine(self._operator.gramian())
-        return self._losses.from_engine(columns.T)
+        gramian = self._operator.gramian()
+        if self._losses.ordered_as_in_engine:
+            return gramian  # Transposed, it would take another m² numbers of memory.
+        return self._losses.from_engine(self._losses.from_engine(gramian).T)
 
     def squared_norms(self) -> Float[Array, " m"]:
         r"""$\|J_i\|^2$: the squared gradient norms of the losses, $G$'s diagonal.

@@ -10,7 +10,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_gramian, check_max_iterations, check_number
-from jaxjd._numerics import like, matmul, root, symmetric_part
+from jaxjd._numerics import all_finite, like, matmul, root, symmetric_part
 from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers._certificate import Certificate, certificate
 from jaxjd.solvers._face_cg import default_ridge
@@ -163,7 +163,7 @@ def _maximise(
 ) -> BallMaximum:
     m, dtype = G.shape[0], G.dtype
     eps = float(jnp.finfo(dtype).eps)
-    valid = jnp.all(jnp.isfinite(G))
+    valid = all_finite(G)
     largest = jnp.max(jnp.diagonal(G))
     G = G / jnp.where(largest > 0, largest, 1)
 

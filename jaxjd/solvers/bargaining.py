@@ -10,7 +10,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, check_max_iterations, check_number
-from jaxjd._numerics import like, matmul, symmetric_part, unit_diagonal
+from jaxjd._numerics import all_finite, like, matmul, symmetric_part, unit_diagonal
 from jaxjd._sharding import on_every_device, varying
 from jaxjd.solvers._certificate import Certificate, certificate, rounding
 from jaxjd.solvers._face_cg import default_ridge
@@ -186,7 +186,7 @@ def _bargain(
 
     w = jnp.where(present, z * jnp.exp(log_w0), 0)
     residual = _residual(*lax.stop_gradient((lacking(z), z, q, present)), power=power)
-    valid = jnp.all(jnp.isfinite(G))
+    valid = all_finite(G)
     w *= jnp.where(largest > 0, largest, 1) ** (-1 / (1 + power))
     # Newton's method counts as finished at its limit, too: rounding may keep it moving.
     proof = certificate(jnp.where(valid, residual, jnp.nan), iterations, valid)

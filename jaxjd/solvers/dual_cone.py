@@ -14,7 +14,13 @@ from jaxjd._checks import (
     check_max_iterations,
     check_number,
 )
-from jaxjd._numerics import add_noise, matmul, normalise_and_regularise, unit_diagonal
+from jaxjd._numerics import (
+    add_noise,
+    all_finite,
+    matmul,
+    normalise_and_regularise,
+    unit_diagonal,
+)
 from jaxjd._sharding import replicated, rows_apart
 from jaxjd.solvers._apg import apg
 from jaxjd.solvers._certificate import (
@@ -241,7 +247,7 @@ def project_rows(
     result = differentiable(solver)(scaled.C, b, lax.stop_gradient(x0))
 
     # Check here, because with m = 1 the solver has nothing to do and would not notice.
-    valid = jnp.all(jnp.isfinite(G)) & jnp.all(jnp.isfinite(u), axis=-1)
+    valid = all_finite(G) & jnp.all(jnp.isfinite(u), axis=-1)
     x = jnp.where(valid[:, None], result.x, jnp.nan)
     v = u + x * size * scaled.inverse_norms[None, :]
     return v, Solved(scaled.C, b, result._replace(x=x))

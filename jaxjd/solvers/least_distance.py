@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxjd._checks import check_gramian, check_max_iterations
-from jaxjd._numerics import matmul, unit_diagonal
+from jaxjd._numerics import all_finite, matmul, unit_diagonal
 from jaxjd._sharding import on_every_device
 from jaxjd.solvers._certificate import (
     Certificate,
@@ -131,7 +131,7 @@ def find_step(
     x = jnp.where(owed, unscaled * sigma, 0) / jnp.where(feasible & owed, left, 1)
     solution = x * scaled.inverse_norms
 
-    valid = jnp.all(jnp.isfinite(G)) & jnp.all(jnp.isfinite(h))
+    valid = all_finite(G) & jnp.all(jnp.isfinite(h))
     solution = jnp.where(valid, solution, jnp.nan)
     return Step(
         solution,

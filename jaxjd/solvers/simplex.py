@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_gramian, check_max_iterations
-from jaxjd._numerics import matmul, unit_diagonal
+from jaxjd._numerics import all_finite, matmul, unit_diagonal
 from jaxjd._sharding import on_every_device
 from jaxjd.solvers._certificate import Certificate, certificate, rounding
 from jaxjd.solvers.least_distance import Step, find_step, relative_residual
@@ -82,7 +82,7 @@ def minimise_on_simplex(
     total = jnp.sum(combined)
     # If every loss is missing, there is nothing to combine.
     weights = combined / jnp.where(total == 0, 1, total)
-    weights = jnp.where(jnp.all(jnp.isfinite(G)), weights, jnp.nan)
+    weights = jnp.where(all_finite(G), weights, jnp.nan)
     residual = _residual(
         *lax.stop_gradient((scaled.C, scaled.norms * weights, shortest))
     )

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxjd._checks import present_only
+from jaxjd._numerics import all_finite
 from jaxjd.solvers import Certificate
 from jaxjd.weighting._preference import Preference
 from jaxjd.weighting._weighting import Weighting, keep_unless, preferred_by, taken
@@ -59,7 +60,7 @@ def certified(
         preferred = preferred_by(preference, gramian, mask, extra_args)
         last, kept = state if certificate else (unused(), state)
         weights, new, proof = solve(gramian, mask, kept, last, *preferred)
-        finite = jnp.isfinite(gramian).all()
+        finite = all_finite(gramian)
         weights = jnp.where(finite, weights, jnp.nan)
         new = keep_unless(finite, new, kept)
         if not certificate:

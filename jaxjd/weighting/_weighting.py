@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jaxjd._checks import check_choice, check_gramian, present_only
+from jaxjd._numerics import all_finite
 from jaxjd._sharding import spread_like
 from jaxjd.weighting._preference import Preference
 
@@ -203,7 +204,7 @@ def stateful(
         gramian, mask = present_only(gramian, mask)
         preferred = preferred_by(preference, gramian, mask, extra_args)
         chosen, new = weights(gramian, mask, state, *preferred)
-        finite = jnp.isfinite(gramian).all()
+        finite = all_finite(gramian)
         return jnp.where(finite, chosen, jnp.nan), keep_unless(finite, new, state)
 
     return Weighting(init, update, reads, taken(preference))

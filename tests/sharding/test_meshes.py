@@ -79,6 +79,84 @@ def test_rows_move_once():
     assert moved <= 4 * (m * n // 4 + m * m + n + 2 * m)
 
 
+def test_some_rows():
+    """They are spread as the examples are, if the devices divide their number."""
+    params, x, loss = sequences(8)
+    mesh = mesh_of_four(AxisType.Explicit)
+
+    @jax.jit
+    def taken(params, x):
+        return {
+            (method, number): jaxjd.jac(loss, in_axes=(None, 0), method=method)(
+                params, x
+            )._operator.rows_at(jnp.arange(8 - number, 8))
+            for method in ("structured", "dense", "chunked")
+            for number in (1, 4)
+        }
+
+    found = taken(place(mesh, params), place(mesh, x, "data"))
+    for (_, number), leaves in found.items():
+        names = "data" if number == 4 else None
+        for leaf in leaves:
+            assert leaf.sharding.spec == PartitionSpec(names, None, None)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+        found,
+        taken(params, x),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_precondition_by_rms(kind):
+    """Its products need rows, of one parameter after another."""
+    params, x, loss = sequences(8)
+    mesh = mesh_of_four(kind)
+    tx = jaxjd.precondition_by_rms(jaxjd.upgrad())
+
+    @jax.jit
+    def update(params, x):
+        jac = jaxjd.jac(loss, in_axes=(None, 0))(params, x)
+        updates, state = tx.update(jac, tx.init(params), params)
+        return updates, state.nu
+
+    found = update(place(mesh, params), place(mesh, x, "data"))
+    for actual, expected in zip(found, update(params, x), strict=True):
+        for name in params:
+            np.testing.assert_allclose(
+                actual[name], expected[name], rtol=1e-4, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_rows(kind):
+    """A device holds one matrix [m, m], which is gathered once.
+
+    The weights are contracted by pairs, the scales and the biases as rows.
+    """
+    m = 1024
+    params = {"w": normal(0, 8, 16), "b": normal(1, 16), "scale": normal(2, 16)}
+    x = normal(3, m, 8)
+
+    def loss(params, x):
+        h = jnp.tanh(x @ params["w"] + params["b"])
+        return jnp.sum(h * params["scale"])
+
+    @jax.jit
+    def gramian(params, x):
+        return jaxjd.jac(loss, in_axes=(None, 0))(params, x).gramian()
+
+    mesh = mesh_of_four(kind, (2, 2), ("data", "model"))
+    placed = place(mesh, params), place(mesh, x, ("data", "model"))
+    compiled = gramian.lower(*placed).compile()
+    moved = sum(one.num_bytes for one in collectives(compiled.as_text()))
+    # What is summed over devices, made symmetric, and gathered; the rest is the rows.
+    assert moved <= 4 * (m * m // 4 + m * m // 4 + m * m + 100 * m)
+    assert compiled.memory_analysis().temp_size_in_bytes <= 4 * (2 * m * m + 100 * m)
+    found = compiled(*placed)
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_allclose(found, gramian(params, x), rtol=1e-5, atol=1e-5)
+
+
 def test_chunks_are_shared_out():
     """A chunk is computed by all devices, each of them its own examples."""
     params, x, loss = sequences()

@@ -15,8 +15,12 @@ from jaxjd._numerics import accumulation_dtype
 from jaxjd._sharding import (
     as_examples,
     automatically,
+    by_rows,
+    entry_for,
     flat_rows,
     mesh_of,
+    replicated,
+    spec_by_rows,
     spec_of,
     spread,
 )
@@ -61,7 +65,8 @@ class Point(NamedTuple):
 def all_products(left: Point, right: Point) -> Float[Array, "a b"]:
     """Inner products of the gradients at one point with those at another.
 
-    Both are of the same plan, and of the same parameters.
+    Both are of the same plan, and of the same parameters. On a mesh the products are
+    spread by rows, as those of each group are: adding these up moves nothing.
     """
     dtype = accumulation_dtype(*[left.inputs[i] for i in left.leaves])
     total = jnp.zeros((left.num_rows, right.num_rows), dtype)
@@ -98,7 +103,8 @@ def _added(
 ) -> Float[Array, "m k"]:
     if found.shape == total.shape:
         return total + found
-    return total.at[np.ix_(rows, columns)].add(found)
+    places = np.ix_(rows, columns)
+    return automatically(lambda x, y: x.at[places].add(y), total, found)
 
 
 def products_across_plans(left: Point, right: Point) -> Float[Array, "a b"]:
@@ -167,7 +173,7 @@ def squared_norms(point: Point) -> Float[Array, " a"]:
             squared_norms_of = partial(
                 _contraction.squared_norms, choice=groups[0].choice
             )
-            found = _with_factors(squared_norms_of, (some, groups))
+            found = replicated(_with_factors(squared_norms_of, (some, groups)))
         else:
             found = _products.squared_norms(list(gradients(some, groups[0]).values()))
         found = found.astype(dtype)
@@ -339,7 +345,12 @@ def _factors_of_use(point: Point, n: int) -> Factors:
 def _with_factors(
     function: Callable[..., Array], *at: tuple[Point, Sequence[Group]]
 ) -> Array:
-    """A function of the factors of groups that share a left one, at each point."""
+    """A function of the factors of groups that share a left one, at each point.
+
+    On a mesh its result [m, ...] is spread by rows, as `spec_by_rows` says.
+    """
+    passes = [point.passes for point, _ in at]
+    mesh, num_rows = mesh_of(passes), at[0][0].num_rows
 
     def of_passes(*passes: Pass) -> Array:
         current = zip(at, passes, strict=True)
@@ -350,14 +361,17 @@ def _with_factors(
             ]
         )
 
-    return automatically(of_passes, *[point.passes for point, _ in at])
+    spec = None if mesh is None else spec_by_rows(num_rows, mesh)
+    return by_rows(automatically(of_passes, *passes, spec=spec))
 
 
 def _where_examples(point: Point) -> Any:
     """The axes of the mesh that the examples are spread over, as types say it."""
     for x, axis in zip(point.inputs, point.plan.function.axes or (), strict=False):
         if axis is not None:
-            return spec_of(jax.typeof(x))[axis]
+            aval = jax.typeof(x)
+            entry = spec_of(aval)[axis]
+            return entry_for(entry, point.num_examples, aval.sharding.mesh)
     return None
 
 
