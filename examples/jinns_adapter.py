@@ -23,7 +23,7 @@ import numpy as np
 import optax
 import rich
 from jinns.data import DataGeneratorODE
-from jinns.loss import ODE, LossODE
+from jinns.loss import ODE, LossODE, LossWeightsODE
 from jinns.nn import PINN_MLP
 from jinns.parameters import Params
 from matplotlib.figure import Figure
@@ -69,18 +69,18 @@ def problem() -> tuple[Any, Any, Any]:
     """The loss, the parameters to start from, and the points in time."""
     layers = ((eqx.nn.Linear, 1, 32), (jnp.tanh,), (eqx.nn.Linear, 32, 32))
     layers = (*layers, (jnp.tanh,), (eqx.nn.Linear, 32, 2))
-    key = jax.random.key(0)
-    u, nn_params = PINN_MLP.create(key=key, eqx_list=layers, eq_type="ODE")
+    net, times = jax.random.split(jax.random.key(0))
+    u, nn_params = PINN_MLP.create(key=net, eqx_list=layers, eq_type="ODE")
+    weights = LossWeightsODE(dyn_loss=1.0, initial_condition=1.0)
     start: Any = Params(nn_params=nn_params, eq_params={})
     loss = LossODE(
         u=u,
         dynamic_loss=Oscillator(Tmax=END),
         initial_condition=(0.0, jnp.array([1.0, 0.0])),
+        loss_weights=weights,
         params=start,
     )
-    points = DataGeneratorODE(
-        key=jax.random.key(1), nt=256, tmin=0, tmax=1, temporal_batch_size=64
-    )
+    points = DataGeneratorODE(key=times, nt=256, tmin=0, tmax=1, temporal_batch_size=64)
     return loss, start, points
 
 
