@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, Any]]
     options = parser.parse_args(argv)
     if min(options.runs, options.steps) < 1:
         parser.error("arguments --runs and --steps: expected at least 1")
-    table = Table("problem", "method", *SWEEPS, title="IGD from the Pareto front, of")
+    table = Table("problem", "method", *SWEEPS, title="IGD, by what the runs differ in")
     found = {}
     for name, problem in PROBLEMS.items():
         for method in METHODS:

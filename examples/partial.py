@@ -3,7 +3,7 @@
 Partial Jacobian descent takes the weights of the losses from the Gramian of some of the
 parameters, and applies them to all. Here each example has a loss, and the weights come
 from all layers, from all but the first, or from the last. UPGrad's promise then covers
-those layers only. It pays off if the others are expensive, which here they are not.
+those layers only. With a loss per example it does not make a step faster.
 
     python examples/partial.py
     python examples/partial.py --steps 2000 --batch-size 128
