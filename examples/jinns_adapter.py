@@ -71,13 +71,13 @@ def problem() -> tuple[Any, Any, Any]:
     layers = (*layers, (jnp.tanh,), (eqx.nn.Linear, 32, 2))
     net, times = jax.random.split(jax.random.key(0))
     u, nn_params = PINN_MLP.create(key=net, eqx_list=layers, eq_type="ODE")
-    weights = LossWeightsODE(dyn_loss=1.0, initial_condition=1.0)
+    one = jnp.ones(())
     start: Any = Params(nn_params=nn_params, eq_params={})
     loss = LossODE(
         u=u,
         dynamic_loss=Oscillator(Tmax=END),
         initial_condition=(0.0, jnp.array([1.0, 0.0])),
-        loss_weights=weights,
+        loss_weights=LossWeightsODE(dyn_loss=one, initial_condition=one),
         params=start,
     )
     points = DataGeneratorODE(key=times, nt=256, tmin=0, tmax=1, temporal_batch_size=64)
