@@ -9,7 +9,7 @@ the arrays of the module are the parameters, and the rest is put back by `eqx.co
 
 It trains on scikit-learn's breast cancer data, prints the test error beside that of the
 mean loss, and draws the losses of single examples into `out/equinox_loop.png`. Install
-what it needs with `pip install 'jaxjd[examples]'`.
+what it needs with `pip install '.[examples]'`.
 """
 
 import argparse

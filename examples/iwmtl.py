@@ -8,7 +8,7 @@ of scikit-learn's. Some digits look alike there, and are hard for both tasks.
     python examples/iwmtl.py --steps 4000
 
 It prints the test error of both tasks beside that of the mean loss, and draws some
-completions into `out/iwmtl.png`. `pip install 'jaxjd[examples]'` installs what it
+completions into `out/iwmtl.png`. `pip install '.[examples]'` installs what it
 needs.
 """
 

@@ -9,7 +9,7 @@ condition.
     python examples/jinns_adapter.py --steps 10000
 
 It prints the error beside that of the mean of the terms, and draws the solutions into
-`out/jinns_adapter.png`. It needs jinns and `pip install 'jaxjd[examples]'`.
+`out/jinns_adapter.png`. It needs jinns and `pip install '.[examples]'`.
 """
 
 import argparse

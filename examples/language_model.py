@@ -9,7 +9,7 @@ backward pass (`jax.checkpoint`). The Gramian is float32.
 
 It prints the loss on held-out text, beside that of a model trained on the mean loss,
 and draws the losses into `out/language_model.png`. Install what it needs with
-`pip install 'jaxjd[examples]'`.
+`pip install '.[examples]'`.
 """
 
 import argparse

@@ -9,7 +9,7 @@ not finite is skipped by `optax.apply_if_finite`, and halves the scale.
     python examples/mixed_precision.py --steps 2000 --scale 1e9 --patience 200
 
 It prints the loss in each precision, beside that of the mean loss, and draws them and
-the scale into `out/mixed_precision.png`. `pip install 'jaxjd[examples]'` installs what
+the scale into `out/mixed_precision.png`. `pip install '.[examples]'` installs what
 it needs.
 """
 

@@ -9,7 +9,7 @@ Here three tasks on the digits of scikit-learn have gradients of very different 
     python examples/monitoring.py --steps 2000 --output out/long
 
 It writes `out/monitoring_NAME.csv` for each aggregator, one row per step, as any logger
-would, and draws them into `out/monitoring.png`. `pip install 'jaxjd[examples]'`
+would, and draws them into `out/monitoring.png`. `pip install '.[examples]'`
 installs what it needs.
 """
 

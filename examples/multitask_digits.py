@@ -10,7 +10,7 @@ hardly ever conflict, and then UPGrad's update is that of the mean.
 
 It prints the test accuracy of both tasks beside that of the mean loss, and draws the
 losses and some test images into `out/multitask_digits.png`. Install what it needs with
-`pip install 'jaxjd[examples]'`.
+`pip install '.[examples]'`.
 """
 
 import argparse

@@ -10,7 +10,7 @@ those layers only. With a loss per example it does not make a step faster.
 
 It prints the loss, the time of a step and how near the update is to that from all
 layers, beside the mean loss, and draws the losses into `out/partial.png`. Install what
-it needs with `pip install 'jaxjd[examples]'`.
+it needs with `pip install '.[examples]'`.
 """
 
 import argparse

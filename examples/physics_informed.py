@@ -8,7 +8,7 @@ the initial condition and of the boundary. The solution has a steep front at $x 
     python examples/physics_informed.py --steps 10000
 
 It prints the error of each aggregator and draws the solutions into
-`out/physics_informed.png`. Install what it needs with `pip install 'jaxjd[examples]'`.
+`out/physics_informed.png`. Install what it needs with `pip install '.[examples]'`.
 """
 
 import argparse

@@ -8,7 +8,7 @@ Gramian is exact all the same: the uses are added up before the inner products.
     python examples/recurrent.py --steps 3000 --batch-size 64
 
 It prints the test accuracy after each row, beside that of the mean loss, and draws it
-into `out/recurrent.png`. `pip install 'jaxjd[examples]'` installs what it needs.
+into `out/recurrent.png`. `pip install '.[examples]'` installs what it needs.
 """
 
 import argparse

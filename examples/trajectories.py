@@ -13,7 +13,7 @@ The authors of Jacobian descent compare aggregators on these problems
 
 The script prints how far from the Pareto front each aggregator ends, and draws one
 picture per problem with one panel per aggregator. Install what it needs with
-`pip install 'jaxjd[examples]'`.
+`pip install '.[examples]'`.
 """
 
 import argparse

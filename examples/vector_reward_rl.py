@@ -9,7 +9,7 @@ Environment, episodes and training are one compiled function.
     python examples/vector_reward_rl.py --updates 1000
 
 It prints the mean returns, and draws courses of the boat into
-`out/vector_reward_rl.png`. `pip install 'jaxjd[examples]'` installs what it needs.
+`out/vector_reward_rl.png`. `pip install '.[examples]'` installs what it needs.
 """
 
 import argparse
