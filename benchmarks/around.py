@@ -11,6 +11,10 @@
 - group: the step of UPGrad with `group="layer"`, beside that of one group. By hand: a
   `jaxjd.partition` with an aggregator for each layer. On an MLP of 30 layers of 128
   units, with 4 losses and 256 examples.
+- wrt: the step of UPGrad with weights from the last layer of the trunk, with the
+  default method and with `method="chunked"`, beside that with weights from the whole
+  trunk. By hand: the gradients of all losses in that layer, and one gradient of the
+  weighted sum. On the same trunk as diagnostics.
 
 Every step includes Adam, and every number is the median ratio of pairs of runs one
 right after the other, in one process. Before they are timed, the steps are checked to
@@ -19,6 +23,7 @@ beside this file.
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,12 +58,18 @@ def compiled(step: Callable[..., Any], tx: Any, tasks: Tasks, steps: int) -> Any
     return run
 
 
-def step_of(tasks: Tasks, tx: Any, gradient: Callable[..., Any] | None = None) -> Any:
+def step_of(
+    tasks: Tasks,
+    tx: Any,
+    gradient: Callable[..., Any] | None = None,
+    method: Any = "auto",
+) -> Any:
     """A step along the Jacobian, or along a gradient."""
 
     def step(params, state, *data):
         if gradient is None:
-            _, found = jaxjd.value_and_jac(tasks.losses)(params, *data)
+            of = jaxjd.value_and_jac(tasks.losses, method=method)
+            _, found = of(params, *data)
         else:
             found = gradient(params, *data)
         updates, state = tx.update(found, state, params)
@@ -197,6 +208,37 @@ def group(rounds: int) -> dict[str, float]:
     )
 
 
+def wrt(rounds: int, method: Any) -> dict[str, float]:
+    tasks = mlp_trunk(8)
+    last = {"trunk": [False] * (len(tasks.params["trunk"]) - 1) + [True]}
+    some = with_adam(jaxjd.aggregate(UPGRAD, wrt=last | {"heads": False}))
+    whole = with_adam(jaxjd.aggregate(UPGRAD, wrt={"trunk": True, "heads": False}))
+
+    def losses_of(params, *data):
+        return jnp.stack(jax.tree.leaves(tasks.losses(params, *data)))
+
+    def by_hand(params, *data):
+        *layers, end = params["trunk"]
+
+        def of_last(end, i):
+            return losses_of(params | {"trunk": [*layers, end]}, *data)[i]
+
+        rows = [jax.grad(of_last)(end, i) for i in range(tasks.m)]
+        weights = UPGRAD(gramian(rows))
+        return jax.grad(lambda params: weights @ losses_of(params, *data))(params)
+
+    adam = optax.adam(RATE)
+    return ratios(
+        {
+            "without": compiled(step_of(tasks, whole), whole, tasks, 1),
+            "jaxjd": compiled(step_of(tasks, some, method=method), some, tasks, 1),
+            "by hand": compiled(step_of(tasks, adam, by_hand), adam, tasks, 1),
+        },
+        rounds,
+        same=("jaxjd", "by hand"),
+    )
+
+
 def ratios(
     runs: dict[str, Callable[[], Any]],
     rounds: int,
@@ -228,6 +270,14 @@ CASES: dict[str, tuple[str, Callable[[int], dict[str, float]]]] = {
     "`diagnostics=True`, a step": ("UPGrad without", diagnostics),
     "`every=10`, ten steps": ("the sum of the losses", every),
     '`group="layer"`, 30 layers, a step': ("UPGrad, one group", group),
+    "`wrt` the last of 3 layers, a step": (
+        "UPGrad, whole trunk",
+        functools.partial(wrt, method="auto"),
+    ),
+    'the same, `method="chunked"`': (
+        "UPGrad, whole trunk",
+        functools.partial(wrt, method="chunked"),
+    ),
 }
 
 

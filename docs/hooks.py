@@ -23,6 +23,9 @@ TAKEN = {
 LINK = re.compile(
     r"(?<=\]\()(?:\.\./)*((?:benchmarks/results/|examples/|[A-Z]+\.md)[^)#]*)"
 )
+# A picture on a line of its own.
+PICTURE = re.compile(r"^(!\[[^\]]*\]\(([^)\s]+)\))$", re.MULTILINE)
+GUIDE = re.compile(r"\bdocs/(\w+\.md)\b")
 # Those that were run: `make docs-examples`.
 EXAMPLES = sorted(path.parent for path in ROOT.glob("docs/examples/*/output.txt"))
 PAGES = TAKEN | {f"examples/{x.name}.py": f"examples/{x.name}.md" for x in EXAMPLES}
@@ -56,11 +59,13 @@ def on_page_markdown(
 ) -> str:
     """Point links that leave `docs` at the pages made from those files.
 
-    In the repository they lead to the file, on the site to its page.
+    In the repository they lead to the file, on the site to its page. A picture is a
+    link to itself, for narrow screens.
     """
     del config, files
     up = "../" * page.file.src_uri.count("/")
-    return LINK.sub(lambda match: up + PAGES.get(match[1], match[1]), markdown)
+    markdown = LINK.sub(lambda match: up + PAGES.get(match[1], match[1]), markdown)
+    return PICTURE.sub(r"[\1](\2)", markdown)
 
 
 def fenced(commands: re.Match[str]) -> str:
@@ -72,6 +77,7 @@ def example(kept: Path) -> str:
     """The page of an example: what it is, what it prints and draws, the program."""
     code = (ROOT / "examples" / f"{kept.name}.py").read_text()
     module = ast.parse(code)
+    text = GUIDE.sub(r"[docs/\1](../\1)", ast.get_docstring(module) or "")
     body = code.splitlines()[module.body[1].lineno - 1 :]
     pictures = [
         f"![What {kept.name}.py draws]({kept.name}/{path.name})"
@@ -80,7 +86,7 @@ def example(kept: Path) -> str:
     return "\n\n".join(
         [
             f"# {kept.name}.py",
-            COMMANDS.sub(fenced, ast.get_docstring(module) or ""),
+            COMMANDS.sub(fenced, text),
             "## What it prints",
             f"```text\n{(kept / 'output.txt').read_text().rstrip()}\n```",
             *pictures,

@@ -45,7 +45,7 @@ def keep(name: str) -> None:
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
         lines = [line.rstrip() for line in ran.stdout.splitlines()]
-        (kept / "output.txt").write_text("\n".join(lines).strip() + "\n")
+        (kept / "output.txt").write_text("\n".join(lines).strip("\n") + "\n")
         for picture in sorted(Path(folder).rglob("*.png")):
             shutil.copy(picture, kept)
 

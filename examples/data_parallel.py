@@ -10,7 +10,7 @@ is the program that would run on several machines.
 
 It prints the time of a step, of UPGrad and of SGD on the mean loss, and how far the
 trained parameters are from those of one device. It needs `pip install
-'jaxjd[examples]'`.
+'.[examples]'`.
 """
 
 import argparse

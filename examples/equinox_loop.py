@@ -9,7 +9,7 @@ the arrays of the module are the parameters, and the rest is put back by `eqx.co
 
 It trains on scikit-learn's breast cancer data, prints the test error beside that of the
 mean loss, and draws the losses of single examples into `out/equinox_loop.png`. Install
-what it needs with `pip install 'jaxjd[examples]'`.
+what it needs with `pip install '.[examples]'`.
 """
 
 import argparse
@@ -119,7 +119,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=500, help="steps of 32 examples")
     add("--width", type=int, default=32, help="of the two hidden layers")
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if min(options.steps, options.width) < 1:
+        parser.error("arguments --steps and --width: expected at least 1")
+    return options
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ of scikit-learn's. Some digits look alike there, and are hard for both tasks.
     python examples/iwmtl.py --steps 4000
 
 It prints the test error of both tasks beside that of the mean loss, and draws some
-completions into `out/iwmtl.png`. `pip install 'jaxjd[examples]'` installs what it
+completions into `out/iwmtl.png`. `pip install '.[examples]'` installs what it
 needs.
 """
 
@@ -137,7 +137,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--steps", type=int, default=1500, help="steps of 32 examples")
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.steps < 1:
+        parser.error(f"argument --steps: expected at least 1, got {options.steps}")
+    return options
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ condition.
     python examples/jinns_adapter.py --steps 10000
 
 It prints the error beside that of the mean of the terms, and draws the solutions into
-`out/jinns_adapter.png`. It needs jinns and `pip install 'jaxjd[examples]'`.
+`out/jinns_adapter.png`. It needs jinns and `pip install '.[examples]'`.
 """
 
 import argparse
@@ -65,14 +65,14 @@ def solution(t: np.ndarray) -> np.ndarray:
     return np.exp(-DAMPING * t) * wave
 
 
-def problem() -> tuple[Any, Any]:
-    """The loss, and the parameters to start from."""
+def problem() -> tuple[Any, Any, Any]:
+    """The loss, the parameters to start from, and the points in time."""
     layers = ((eqx.nn.Linear, 1, 32), (jnp.tanh,), (eqx.nn.Linear, 32, 32))
     layers = (*layers, (jnp.tanh,), (eqx.nn.Linear, 32, 2))
-    key = jax.random.key(0)
-    u, nn_params = PINN_MLP.create(key=key, eqx_list=layers, eq_type="ODE")
-    start: Any = Params(nn_params=nn_params, eq_params={})
+    net, times = jax.random.split(jax.random.key(0))
+    u, nn_params = PINN_MLP.create(key=net, eqx_list=layers, eq_type="ODE")
     one = jnp.ones(())
+    start: Any = Params(nn_params=nn_params, eq_params={})
     loss = LossODE(
         u=u,
         dynamic_loss=Oscillator(Tmax=END),
@@ -80,13 +80,8 @@ def problem() -> tuple[Any, Any]:
         loss_weights=LossWeightsODE(dyn_loss=one, initial_condition=one),
         params=start,
     )
-    return loss, start
-
-
-def points() -> DataGeneratorODE:
-    return DataGeneratorODE(
-        key=jax.random.key(1), nt=256, tmin=0, tmax=1, temporal_batch_size=64
-    )
+    points = DataGeneratorODE(key=times, nt=256, tmin=0, tmax=1, temporal_batch_size=64)
+    return loss, start, points
 
 
 @eqx.filter_jit
@@ -99,7 +94,7 @@ def step(loss, params, state, batch, tx):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Returns the relative L2 error, by aggregator."""
     options = parse_options(argv)
-    loss, start = problem()
+    loss, start, points = problem()
     t = np.linspace(0, 1, 201, dtype=np.float32)  # In units of END.
     expected, found, errors = solution(END * t), {}, {}
     table = Table("", "equation", "initial condition", "error")
@@ -107,7 +102,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         rate = optax.cosine_decay_schedule(1e-2, options.steps)
         tx = optax.chain(aggregator, optax.adam(rate))
         params, state = start, tx.init(start)
-        generator, values = points(), None
+        generator, values = points, None
         for _ in track(range(options.steps), f"{name:>14}"):
             generator, batch = generator.get_batch()
             params, state, values = step(loss, params, state, batch, tx)
@@ -145,7 +140,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--steps", type=int, default=4000, help="steps of 64 points in time")
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.steps < 1:
+        parser.error(f"argument --steps: expected at least 1, got {options.steps}")
+    return options
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ backward pass (`jax.checkpoint`). The Gramian is float32.
 
 It prints the loss on held-out text, beside that of a model trained on the mean loss,
 and draws the losses into `out/language_model.png`. Install what it needs with
-`pip install 'jaxjd[examples]'`.
+`pip install '.[examples]'`.
 """
 
 import argparse
@@ -61,25 +61,19 @@ def norm(x: Float[Array, "t d"]) -> Float[Array, "t d"]:
 @jax.checkpoint
 def block(x: Float[Array, "t d"], weights: PyTree) -> tuple[Float[Array, "t d"], None]:
     length, width = x.shape
-    heads = (length, 2, width // 2)
-    qkv = jnp.split(norm(x) @ weights["qkv"], 3, axis=-1)
-    q, k, v = (y.reshape(heads) for y in qkv)
-    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    qkv = (norm(x) @ weights["qkv"]).reshape(length, 3, 2, width // 2)  # 2 heads.
+    mixed = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 1, 0), is_causal=True)
     x = x + mixed.reshape(length, width) @ weights["out"]
     return x + jax.nn.gelu(norm(x) @ weights["up"]) @ weights["down"], None
 
 
-def logits(params: PyTree, tokens: Int[Array, " t"]) -> Float[Array, "t v"]:
-    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    x = low["embedding"][tokens] + low["positions"]
-    x, _ = jax.lax.scan(block, x, low["blocks"])
-    return (norm(x) @ low["embedding"].T).astype(jnp.float32)
-
-
 def loss(params: PyTree, tokens: Int[Array, " t+1"]) -> Float[Array, ""]:
     """The mean cross-entropy of one sequence, in nats per byte."""
-    log_p = jax.nn.log_softmax(logits(params, tokens[:-1]))
-    return -jnp.take_along_axis(log_p, tokens[1:, None], axis=-1).mean()
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    x = low["embedding"][tokens[:-1]] + low["positions"]
+    x, _ = jax.lax.scan(block, x, low["blocks"])
+    logits = (norm(x) @ low["embedding"].T).astype(jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:]).mean()
 
 
 @functools.partial(jax.jit, static_argnames="tx")
@@ -145,7 +139,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=600, help="steps of 16 sequences of 64 bytes")
     add("--width", type=int, default=48, help="of the residual stream, an even number")
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if min(options.steps, options.width) < 1:
+        parser.error("arguments --steps and --width: expected at least 1")
+    return options
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ not finite is skipped by `optax.apply_if_finite`, and halves the scale.
     python examples/mixed_precision.py --steps 2000 --scale 1e9 --patience 200
 
 It prints the loss in each precision, beside that of the mean loss, and draws them and
-the scale into `out/mixed_precision.png`. `pip install 'jaxjd[examples]'` installs what
+the scale into `out/mixed_precision.png`. `pip install '.[examples]'` installs what
 it needs.
 """
 
@@ -58,9 +58,7 @@ def init(key: Array, widths=(784, 128, 128, 10)) -> PyTree:
     ]
 
 
-def loss(
-    params: PyTree, image: Float[Array, " 784"], label: Int[Array, ""], dtype: DTypeLike
-) -> Float[Array, ""]:
+def loss(params: PyTree, image: Array, label: Array, dtype: DTypeLike) -> Array:
     # The casts are differentiated too, so the rows of the Jacobian are float32.
     *layers, last = jax.tree.map(lambda x: x.astype(dtype), params)
     x = image.astype(dtype)
@@ -90,12 +88,9 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     options = parse_options(argv)
     images, labels = mnist_data()
     images, labels = (images / 255).astype(np.float32), labels.astype(np.int32)
-    precisions = {
-        "float32": (jnp.float32, 1.0, None),
-        "bfloat16": (jnp.bfloat16, 1.0, None),
-        "float16": (jnp.float16, 1.0, None),
-        "float16, scaled": (jnp.float16, options.scale, options.patience),
-    }
+    names = ("float32", "bfloat16", "float16")
+    precisions = {name: (name, 1.0, None) for name in names}
+    precisions["float16, scaled"] = ("float16", options.scale, options.patience)
     curves, table = {}, Table("", "", "train loss", "skipped steps", "last scale")
     for method, aggregator in AGGREGATORS.items():
         for name, (dtype, value, patience) in precisions.items():
@@ -139,16 +134,16 @@ def draw(curves: dict[str, np.ndarray]) -> Figure:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--steps", type=int, default=600, help="steps of 32 examples")
-    add("--scale", type=float, default=2.0**24, help="the first scale of the losses")
-    add("--patience", type=int, default=100, help="finite steps until it doubles")
-    add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    add("--steps", type=int, default=600, help="of 32 examples (default: 600)")
+    add("--scale", type=float, default=2.0**24, help="at first (default: 2**24)")
+    add("--patience", type=int, default=100, help="until it doubles (default: 100)")
+    add("--output", type=Path, default=Path("out"), help="folder (default: out)")
+    options = parser.parse_args(argv)
+    if min(options.steps, options.scale, options.patience) < 1:
+        parser.error("arguments --steps, --scale and --patience: expected at least 1")
+    return options
 
 
 if __name__ == "__main__":

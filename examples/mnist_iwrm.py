@@ -9,7 +9,7 @@ each seed all three models start from the same parameters and see the same batch
     python examples/mnist_iwrm.py
     python examples/mnist_iwrm.py --aggregator dualproj --seeds 1 --output out/dualproj
 
-It prints a table and draws the curves into a PNG. `pip install 'jaxjd[examples]'`
+It prints a table and draws the curves into a PNG. `pip install '.[examples]'`
 installs what it needs.
 """
 

@@ -9,7 +9,7 @@ Here three tasks on the digits of scikit-learn have gradients of very different 
     python examples/monitoring.py --steps 2000 --output out/long
 
 It writes `out/monitoring_NAME.csv` for each aggregator, one row per step, as any logger
-would, and draws them into `out/monitoring.png`. `pip install 'jaxjd[examples]'`
+would, and draws them into `out/monitoring.png`. `pip install '.[examples]'`
 installs what it needs.
 """
 
@@ -49,16 +49,12 @@ def init(key: Array) -> PyTree:
 def losses(params: PyTree, images: Float[Array, "b 64"], digits: Int[Array, " b"]):
     """Which digit is it, how much ink is it made of, and is it odd?"""
     features = jnp.tanh(images @ params["trunk"])
-    of_digit = features @ params["digit"]
-    of_ink, of_parity = (features @ params[name] for name in ("ink", "parity"))
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(of_digit, digits)
-    odd = optax.sigmoid_binary_cross_entropy(of_parity[:, 0], digits % 2)
-    return {
-        "digit": cross_entropy.mean(),
-        # In pixels, so that its gradient is long.
-        "ink": jnp.mean((MEAN_INK + of_ink[:, 0] - images.sum(axis=1)) ** 2),
-        "parity": odd.mean(),
-    }
+    of_digit, of_ink, of_parity = (features @ params[task] for task in TASKS)
+    digit = optax.softmax_cross_entropy_with_integer_labels(of_digit, digits)
+    # In pixels, so that its gradient is long.
+    ink = (MEAN_INK + of_ink[:, 0] - images.sum(axis=1)) ** 2
+    parity = optax.sigmoid_binary_cross_entropy(of_parity[:, 0], digits % 2)
+    return {"digit": digit.mean(), "ink": ink.mean(), "parity": parity.mean()}
 
 
 @functools.partial(jax.jit, static_argnames="tx")
@@ -120,17 +116,15 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
 def draw(logs: dict[str, dict[str, np.ndarray]]) -> Figure:
     figure = Figure(figsize=(11, 2.8 * len(logs)), layout="constrained")
     grid = figure.subplots(len(logs), 3, sharex=True, sharey="col")
-    titles = {"loss": "losses", "norms": "gradient norms"}
-    titles |= {"agreement": "cosine of update and gradients"}
     for axes, (name, log) in zip(grid, logs.items(), strict=True):
-        for one, (kind, title) in zip(axes, titles.items(), strict=True):
+        for one, kind in zip(axes, ("loss", "norms", "agreement"), strict=True):
             for task in TASKS:
                 values = log[f"{kind}/{task}"]
                 width = max(1, len(values) // 50)
                 smooth = np.convolve(values, np.full(width, 1 / width), "valid")
                 one.plot(smooth, label=task, linewidth=1)
             one.set_yscale("linear" if kind == "agreement" else "log")
-            one.set_title(f"{name}: {title}", fontsize=10)
+            one.set_title(f"{name}: {kind}", fontsize=10)
             one.grid(alpha=0.3)
         axes[-1].axhline(0, color="black", linewidth=1)
     grid[0, 0].legend()
@@ -146,7 +140,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--steps", type=int, default=600, help="steps of 64 examples")
     add("--output", type=Path, default=Path("out"), help="folder for all files")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.steps < 1:
+        parser.error(f"argument --steps: expected at least 1, got {options.steps}")
+    return options
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ hardly ever conflict, and then UPGrad's update is that of the mean.
 
 It prints the test accuracy of both tasks beside that of the mean loss, and draws the
 losses and some test images into `out/multitask_digits.png`. Install what it needs with
-`pip install 'jaxjd[examples]'`.
+`pip install '.[examples]'`.
 """
 
 import argparse
@@ -54,9 +54,7 @@ class Net(nnx.Module):
         return jnp.stack([head(features) for head in self.heads])
 
 
-def losses(
-    model: Net, images: Float[Array, "b 18 18 1"], digits: Int[Array, "2 b"]
-) -> dict[str, Float[Array, ""]]:
+def losses(model: Net, images: Array, digits: Int[Array, "2 b"]) -> dict[str, Array]:
     each = optax.softmax_cross_entropy_with_integer_labels(model(images), digits)
     return dict(zip(TASKS, each.mean(axis=1), strict=True))
 
@@ -95,11 +93,9 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     table = Table("aggregator of the trunk", *TASKS, title="Test accuracy")
     for name, aggregator in AGGREGATORS.items():
         model = Net(nnx.Rngs(0))
-        tx = optax.chain(
-            jaxjd.partition({"shared": aggregator, "own": jaxjd.sum()}, LABELS),
-            optax.adam(optax.cosine_decay_schedule(2e-3, options.steps)),
-        )
-        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        update = jaxjd.partition({"shared": aggregator, "own": jaxjd.sum()}, LABELS)
+        adam = optax.adam(optax.cosine_decay_schedule(2e-3, options.steps))
+        optimizer = nnx.Optimizer(model, optax.chain(update, adam), wrt=nnx.Param)
         rng, seen = np.random.default_rng(0), []
         for _ in track(range(options.steps), f"{name:>7}"):
             batch = rng.choice(len(images), 64)
@@ -108,7 +104,6 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         found = np.asarray(model(jnp.asarray(test_images)).argmax(axis=-1))
         accuracy[name] = (found == test_digits).mean(axis=1)
         table.add_row(name, *(f"{x:.1%}" for x in accuracy[name]))
-
     rich.print(table)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "multitask_digits.png"
@@ -120,13 +115,12 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
 def draw(curves: dict, images: np.ndarray, found: np.ndarray) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.6, 1))[0]
-    axes, colors = left.subplots(), ("lightgray", "tab:blue")
-    for (name, of_tasks), color in zip(curves.items(), colors, strict=True):
-        for (task, values), style in zip(of_tasks.items(), "-:", strict=True):
+    axes = left.subplots()
+    for name, of_tasks in curves.items():
+        for task, values in of_tasks.items():
             width = max(1, len(values) // 20)
             smooth = np.convolve(values, np.full(width, 1 / width), "valid")
-            style = {"ls": style, "lw": 5 if name == "mean" else 1.5, "color": color}
-            axes.semilogy(smooth, label=f"{name}, {task}", **style)
+            axes.semilogy(smooth, label=f"{name}, {task}")
     axes.set(xlabel="step", title="train loss, moving average")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -146,7 +140,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--steps", type=int, default=800, help="steps of 64 pairs of digits")
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.steps < 1:
+        parser.error(f"argument --steps: expected at least 1, got {options.steps}")
+    return options
 
 
 if __name__ == "__main__":

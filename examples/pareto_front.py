@@ -122,27 +122,26 @@ def draw(found: dict[tuple[str, str], dict[str, Any]]) -> Figure:
 
 def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, Any]]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=32, help="per sweep (default: 32)")
-    parser.add_argument("--steps", type=int, default=3000, help="(default: 3000)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="(default: out)")
+    add = parser.add_argument
+    add("--runs", type=int, default=32, help="in each sweep (default: 32)")
+    add("--steps", type=int, default=3000, help="of each run (default: 3000)")
+    add("--output", type=Path, default=Path("out"), help="folder (default: out)")
     options = parser.parse_args(argv)
     if min(options.runs, options.steps) < 1:
-        parser.error("--runs and --steps must be at least 1")
-    table = Table("problem", "method", *SWEEPS, title="IGD from the Pareto front, of")
+        parser.error("arguments --runs and --steps: expected at least 1")
+    table = Table("problem", "method", *SWEEPS, title="IGD, by what the runs differ in")
     found = {}
     for name, problem in PROBLEMS.items():
         for method in METHODS:
-            of = {
-                over: sweep(problem, method, over, options.runs, options.steps)
-                for over in SWEEPS
-            }
+            size = options.runs, options.steps
+            of = {over: sweep(problem, method, over, *size) for over in SWEEPS}
             found[name, method] = of
             scores = [f"{igd(problem.front, of[over]):.3f}" for over in SWEEPS]
             table.add_row(name, method, *scores)
     rich.print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    draw(found).savefig(options.out / "pareto_front.png", dpi=110)
-    print(f"Drew the runs in {options.out / 'pareto_front.png'}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    draw(found).savefig(options.output / "pareto_front.png", dpi=110)
+    print(f"The runs are in {options.output}/pareto_front.png")
     return found
 
 

@@ -3,14 +3,14 @@
 Partial Jacobian descent takes the weights of the losses from the Gramian of some of the
 parameters, and applies them to all. Here each example has a loss, and the weights come
 from all layers, from all but the first, or from the last. UPGrad's promise then covers
-those layers only. It pays off if the others are expensive, which here they are not.
+those layers only. With a loss per example it does not make a step faster.
 
     python examples/partial.py
     python examples/partial.py --steps 2000 --batch-size 128
 
 It prints the loss, the time of a step and how near the update is to that from all
 layers, beside the mean loss, and draws the losses into `out/partial.png`. Install what
-it needs with `pip install 'jaxjd[examples]'`.
+it needs with `pip install '.[examples]'`.
 """
 
 import argparse
@@ -35,8 +35,6 @@ LAYERS = ("first", "second", "last")
 WIDTHS = (784, 256, 256, 10)
 # UPGrad by its authors' rule, which is for many losses of one kind.
 UPGRAD = jaxjd.weighting.upgrad(norm_eps=1e-4, reg_eps=1e-4)
-
-
 LATER = {"first": False, "second": True, "last": True}
 AGGREGATORS = {
     "mean": jaxjd.mean(),
@@ -54,10 +52,7 @@ def init(key: Array) -> PyTree:
     }
 
 
-def loss(
-    params: PyTree, image: Float[Array, " 784"], label: Int[Array, ""]
-) -> Float[Array, ""]:
-    x = image
+def loss(params: PyTree, x: Float[Array, " 784"], label: Int[Array, ""]) -> Array:
     for name in LAYERS:
         x = x @ params[name]["w"] + params[name]["b"]
         x = x if name == "last" else jax.nn.relu(x)
@@ -142,7 +137,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=600, help="steps to train")
     add("--batch-size", type=int, default=64, help="examples in a batch")
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if min(options.steps, options.batch_size) < 1:
+        parser.error("arguments --steps and --batch-size: expected at least 1")
+    return options
 
 
 if __name__ == "__main__":

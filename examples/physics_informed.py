@@ -2,14 +2,13 @@ r"""Burgers' equation by a physics-informed network, whose losses are a dict of 
 
 $u_t + u u_x = \nu u_{xx}$ on $[-1, 1]$ with $u(0, x) = -\sin \pi x$, $u(t, \pm 1) = 0$
 and $\nu = 0.01 / \pi$ (Raissi et al., 2019). The losses are those of the equation, of
-the initial condition and of the boundary. The solution, which the program computes to
-compare with, has a steep front at $x = 0$.
+the initial condition and of the boundary. The solution has a steep front at $x = 0$.
 
     python examples/physics_informed.py
     python examples/physics_informed.py --steps 10000
 
 It prints the error of each aggregator and draws the solutions into
-`out/physics_informed.png`. Install what it needs with `pip install 'jaxjd[examples]'`.
+`out/physics_informed.png`. Install what it needs with `pip install '.[examples]'`.
 """
 
 import argparse
@@ -70,17 +69,15 @@ def losses(params: PyTree, key: Array) -> dict[str, Float[Array, ""]]:
     }
 
 
-def trainer(tx):
+@functools.partial(jax.jit, static_argnames="tx")
+def train(params, state, key, *, tx):
     def step(carry, key):
         params, state = carry
         values, jac = jaxjd.value_and_jac(losses)(params, key)
         updates, state = tx.update(jac, state, params)
         return (optax.apply_updates(params, updates), state), values
 
-    def train(params, state, key):
-        return jax.lax.scan(step, (params, state), jax.random.split(key, CHUNK))
-
-    return jax.jit(train)
+    return jax.lax.scan(step, (params, state), jax.random.split(key, CHUNK))
 
 
 def solution(t: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -107,17 +104,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for name, aggregator in AGGREGATORS.items():
         rate = optax.cosine_decay_schedule(1e-2, options.steps)
         tx = optax.chain(aggregator, optax.adam(rate))
-        train, params = trainer(tx), init(jax.random.key(0))
+        params = init(jax.random.key(0))
         state, values = tx.init(params), {}
         for chunk in track(range(0, options.steps, CHUNK), f"{name:>8}"):
             key = jax.random.fold_in(jax.random.key(1), chunk)
-            (params, state), values = train(params, state, key)
+            (params, state), values = train(params, state, key, tx=tx)
         found[name] = np.asarray(on_grid(params, np.float32(t), np.float32(x)))
         away = np.linalg.norm(found[name] - expected)
         errors[name] = float(away / np.linalg.norm(expected))
         last = (f"{values[loss].mean():.1e}" for loss in sorted(values))
         table.add_row(name, *last, f"{errors[name]:.3f}")
-
     rich.print(table)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "physics_informed.png"
@@ -130,25 +126,24 @@ def draw(x: np.ndarray, expected: np.ndarray, found: dict[str, np.ndarray]) -> F
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     several = figure.subplots(1, 3, sharey=True)
     for axes, row in zip(several, (25, 50, 100), strict=True):
-        axes.plot(x, expected[row], color="black", linewidth=3, alpha=0.3)
+        axes.plot(x, expected[row], color="black", lw=3, alpha=0.3, label="solution")
         for name, values in found.items():
             axes.plot(x, values[row], label=name)
         axes.set(title=f"t = {row / 100}", xlabel="x")
         axes.grid(alpha=0.3)
-    several[0].set_ylabel("u (gray: the solution)")
-    several[-1].legend()
+    several[0].legend()
     return figure
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--steps", type=int, default=3000, help="in whole calls of 50 steps")
-    add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    add("--steps", type=int, default=3000, help="in calls of 50 (default: 3000)")
+    add("--output", type=Path, default=Path("out"), help="folder (default: out)")
+    options = parser.parse_args(argv)
+    if options.steps < 1:
+        parser.error(f"argument --steps: expected at least 1, got {options.steps}")
+    return options
 
 
 if __name__ == "__main__":

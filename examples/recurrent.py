@@ -8,7 +8,7 @@ Gramian is exact all the same: the uses are added up before the inner products.
     python examples/recurrent.py --steps 3000 --batch-size 64
 
 It prints the test accuracy after each row, beside that of the mean loss, and draws it
-into `out/recurrent.png`. `pip install 'jaxjd[examples]'` installs what it needs.
+into `out/recurrent.png`. `pip install '.[examples]'` installs what it needs.
 """
 
 import argparse
@@ -98,9 +98,8 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         state, rng, seen = tx.init(params), np.random.default_rng(1), []
         for _ in track(range(options.steps), f"{name:>7}"):
             batch = rng.choice(train, options.batch_size, replace=False)
-            params, state, value = step(
-                params, state, rows[batch], labels[batch], tx=tx
-            )
+            few = rows[batch], labels[batch]
+            params, state, value = step(params, state, *few, tx=tx)
             seen.append(float(value))
         curves[name] = np.array(seen)
         results[name] = np.asarray(accuracy(params, rows[test], labels[test]))
@@ -141,7 +140,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=800, help="steps to train")
     add("--batch-size", type=int, default=32, help="sequences in a batch")
     add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if min(options.steps, options.batch_size) < 1:
+        parser.error("arguments --steps and --batch-size: expected at least 1")
+    return options
 
 
 if __name__ == "__main__":

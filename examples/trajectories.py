@@ -9,11 +9,11 @@ The authors of Jacobian descent compare aggregators on these problems
   differ in scale. The Pareto set is a curve between their minima.
 
     python examples/trajectories.py
-    python examples/trajectories.py --steps 100 --out out/short
+    python examples/trajectories.py --steps 100 --output out/short
 
 The script prints how far from the Pareto front each aggregator ends, and draws one
 picture per problem with one panel per aggregator. Install what it needs with
-`pip install 'jaxjd[examples]'`.
+`pip install '.[examples]'`.
 """
 
 import argparse
@@ -105,12 +105,12 @@ class Descent(NamedTuple):
 
 def main(argv: list[str] | None = None) -> dict[str, list[Descent]]:
     options = parse_options(argv)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     descents = {}
     for problem in (element_wise_quadratic(), convex_quadratic_form()):
         steps = options.steps or problem.steps
         descents[problem.name] = [descend(problem, name, steps) for name in METHODS]
-        path = options.out / f"trajectories_{problem.name.lower()}.png"
+        path = options.output / f"trajectories_{problem.name.lower()}.png"
         draw(problem, descents[problem.name]).savefig(path, dpi=100)
         print(f"Drew the paths on {problem.name} in {path}")
     rich.print(results_table(descents))
@@ -277,7 +277,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         "--steps", type=positive, help="steps per path (default: EWQ 50, CQF 2500)"
     )
     parser.add_argument(
-        "--out",
+        "--output",
         type=Path,
         default=Path("out"),
         help="folder for the pictures (default: out)",

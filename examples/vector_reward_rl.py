@@ -8,12 +8,12 @@ Environment, episodes and training are one compiled function.
     python examples/vector_reward_rl.py
     python examples/vector_reward_rl.py --updates 1000
 
-It prints the mean returns, those of the mean of the rewards first, and draws courses of
-the boat into `out/vector_reward_rl.png`. `pip install 'jaxjd[examples]'` installs what
-it needs.
+It prints the mean returns, and draws courses of the boat into
+`out/vector_reward_rl.png`. `pip install '.[examples]'` installs what it needs.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import jax
@@ -78,7 +78,8 @@ def losses(params: PyTree, boats: Array, actions: Array, rewards: Array) -> dict
     return dict(zip(REWARDS, surrogates, strict=True))
 
 
-def trainer(tx):
+@functools.partial(jax.jit, static_argnames="tx")
+def train(params, state, key, *, tx):
     def step(carry, key):
         params, state = carry
         keys = jax.random.split(key, EPISODES)
@@ -88,10 +89,7 @@ def trainer(tx):
         returns = played[2].sum(axis=1).mean(axis=0)
         return (optax.apply_updates(params, updates), state), returns
 
-    def train(params, state, key):
-        return jax.lax.scan(step, (params, state), jax.random.split(key, CHUNK))
-
-    return jax.jit(train)
+    return jax.lax.scan(step, (params, state), jax.random.split(key, CHUNK))
 
 
 def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
@@ -100,16 +98,15 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     returns, courses = {}, {}
     for name, aggregator in AGGREGATORS.items():
         tx = optax.chain(aggregator, optax.adam(1e-2))
-        train, params = trainer(tx), init(jax.random.key(0))
+        params = init(jax.random.key(0))
         state, seen = tx.init(params), []
         for chunk in track(range(0, options.updates, CHUNK), f"{name:>13}"):
             key = jax.random.fold_in(jax.random.key(1), chunk)
-            (params, state), of_updates = train(params, state, key)
+            (params, state), of_updates = train(params, state, key, tx=tx)
             seen.append(np.asarray(of_updates))
         returns[name] = np.concatenate(seen)
         keys = jax.random.split(jax.random.key(2), 12)
         courses[name] = np.asarray(jax.vmap(episode, (None, 0))(params, keys)[0])
-
     table = Table("", *REWARDS, title=f"Mean returns, of {CHUNK} updates")
     for name, values in ({"at first": returns["mean"][:CHUNK]} | returns).items():
         table.add_row(name, *(f"{x:.2f}" for x in values[-CHUNK:].mean(axis=0)))
@@ -139,14 +136,14 @@ def draw(returns: dict[str, np.ndarray], courses: dict[str, np.ndarray]) -> Figu
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--updates", type=int, default=300, help="in whole calls of 10 updates")
-    add("--output", type=Path, default=Path("out"), help="folder for the figure")
-    return parser.parse_args(argv)
+    add("--updates", type=int, default=300, help="in calls of 10 (default: 300)")
+    add("--output", type=Path, default=Path("out"), help="folder (default: out)")
+    options = parser.parse_args(argv)
+    if options.updates < 1:
+        parser.error(f"argument --updates: expected at least 1, got {options.updates}")
+    return options
 
 
 if __name__ == "__main__":

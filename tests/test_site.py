@@ -47,6 +47,16 @@ def test_every_page_is_in_the_navigation():
     assert len(listed) == len(set(listed))
 
 
+def test_every_example_has_its_page_and_a_guide_that_links_to_it():
+    pages = {x.name: x.read_text() for x in DOCS.glob("*.md")}
+    listed = pages.pop("examples.md")
+    for program in sorted((ROOT / "examples").glob("[!_]*.py")):
+        assert (DOCS / "examples" / program.stem / "output.txt").exists()
+        link = f"](../examples/{program.name})"
+        assert link in listed
+        assert any(link in text for text in pages.values()), program.name
+
+
 def test_the_links_of_the_readme_lead_somewhere():
     """MkDocs checks those of the site."""
     for link in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()):

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from benchmarks.quality._methods import FEW
 from benchmarks.quality._problem import Measure, Params, Problem
 from benchmarks.quality.instance_wise import METHODS
 
@@ -114,6 +113,6 @@ def problem() -> Problem:
         in_axes=(None, 0),
         measure=measure,
         measures={"loss": Measure("test loss, nats per byte")},
-        methods=tuple(name for name in FEW if name in METHODS),
+        methods=METHODS,
         memoryless=True,
     )

@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*init=False"
 
 
 def test_the_rows_are_the_gradients_of_jinns():
-    loss, params = program.problem()
-    _, batch = program.points().get_batch()
+    loss, params, points = program.problem()
+    _, batch = points.get_batch()
     values, jac = program.value_and_jac(loss, params, batch)
     expected, gradients = loss.values_and_grads(params, batch)
     np.testing.assert_allclose(*map(jax.tree.leaves, (values, expected)), rtol=1e-5)

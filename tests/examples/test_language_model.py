@@ -16,9 +16,13 @@ pytestmark = pytest.mark.slow
 def test_precision_and_causality():
     params = program.init(jax.random.key(0), 8, 11)
     tokens = jax.random.randint(jax.random.key(1), (3, program.LENGTH + 1), 0, 11)
-    before = program.logits(params, tokens[0, :-1])
-    later = program.logits(params, tokens[0, :-1].at[40].set(3 - tokens[0, 40] // 3))
+    x = jax.random.normal(jax.random.key(2), (program.LENGTH, 8))
+    weights = jax.tree.map(lambda x: x[0], params["blocks"])
+    # Only a block mixes positions.
+    before, _ = program.block(x, weights)
+    later, _ = program.block(x.at[40].set(x[0]), weights)
     np.testing.assert_array_equal(before[:40], later[:40])
+    assert not np.allclose(before[41:], later[41:])
     losses, jac = jaxjd.value_and_jac(program.loss, in_axes=(None, 0))(params, tokens)
     assert losses.dtype == jac.gramian().dtype == jnp.float32
     update = jac.vjp(jnp.ones(3))

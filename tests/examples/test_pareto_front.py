@@ -17,7 +17,9 @@ def test_a_short_run(tmp_path, monkeypatch, capsys):
     problems = {name: pareto_front.PROBLEMS[name]}
     monkeypatch.setattr(pareto_front, "PROBLEMS", problems)
     folder = tmp_path / "new"
-    found = pareto_front.main(["--runs", "5", "--steps", "1000", "--out", str(folder)])
+    found = pareto_front.main(
+        ["--runs", "5", "--steps", "1000", "--output", str(folder)]
+    )
     assert list(found) == [(name, "stch")]
     front = problems[name].front
     scores = {

@@ -20,7 +20,7 @@ def descents_and_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         some = {name: trajectories.METHODS[name] for name in SOME}
         monkeypatch.setattr(trajectories, "METHODS", some)
-        return trajectories.main(["--steps", "3", "--out", str(folder)]), folder
+        return trajectories.main(["--steps", "3", "--output", str(folder)]), folder
 
 
 def test_every_path_has_its_steps(descents_and_folder):
@@ -114,4 +114,4 @@ def test_help_names_every_option(capsys):
     assert error.value.code == 0
     shown = capsys.readouterr().out
     assert "--steps" in shown
-    assert "--out" in shown
+    assert "--output" in shown
