@@ -5,7 +5,7 @@ Rows come as one array per parameter, [rows, *shape of the parameter].
 
 import functools
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -190,10 +190,10 @@ def combine_parts(weights: Float[Array, " m"], parts: Sequence[Array]) -> Array:
 @jax.jit
 def _added_one_by_one(weights: Float[Array, " m"], leaf: Array) -> Array:
     dtype = accumulation_dtype(leaf)
-    scales, wide = weights.astype(dtype), leaf.astype(dtype)
-    # `jnp.unstack` is one equation, where indices would be two for each row.
-    rows = zip(jnp.unstack(scales), jnp.unstack(wide), strict=True)
-    return jnp.asarray(sum(scale * row for scale, row in rows), leaf.dtype)
+    # Two equations for each row. Each operator of `jnp` would add a few of its own.
+    scales = jax.lax.broadcast_in_dim(weights.astype(dtype), leaf.shape, (0,))
+    scaled = map(jax.lax.mul, jnp.unstack(scales), jnp.unstack(leaf.astype(dtype)))
+    return reduce(jax.lax.add, scaled).astype(leaf.dtype)
 
 
 def _weighted_sum(weights: Float[Array, " m"], leaf: Array) -> Array:
