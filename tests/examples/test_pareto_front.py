@@ -70,4 +70,4 @@ def test_refuses_bad_options(capsys):
     with pytest.raises(SystemExit) as error:
         pareto_front.main(["--runs", "0"])
     assert error.value.code == 2
-    assert "must be at least 1" in capsys.readouterr().err
+    assert "--runs and --steps: expected at least 1" in capsys.readouterr().err
