@@ -122,7 +122,15 @@ def weighted_gradient(
         return result
 
     # The examples are mapped first, since their axis is the last.
-    for sliced in (False, *reversed(action.sliced)):
+    axes = [False, *reversed(action.sliced)]
+    depth = len(action.sliced)
+    if cotangent.shape[depth] == 1:
+        # For an axis of one entry XLA would transpose the operands of a product.
+        recorded, cotangent = jax.tree.map(
+            lambda x: jax.lax.squeeze(x, (depth,)), (list(recorded), cotangent)
+        )
+        axes.pop(0)
+    for sliced in axes:
         apply = jax.vmap(apply, (0 if sliced else None, *[0] * len(recorded)))
     aval = action.jaxpr.eqns[0].invars[action.operand].aval
     zeros = varying(zeros_like(aval, action.lengths), cotangent)
