@@ -158,6 +158,10 @@ def gradients(factors: Factors) -> Float[Array, "m k b i o"]:
         # the last. A negative one would count from the end.
         places = jnp.where(left < 0, factors.num_inputs, left)
         return jax.vmap(scatter)(right.astype(accumulation_dtype(right)), places)
+    if right.shape[1] == 1:
+        # With all examples and blocks in front, XLA leaves the factors as they are.
+        batch = (0, 1)
+        return contract(left, right[:, 0], ((2,), (2,)), (batch, batch))[:, None]
     # An einsum would have its outputs in another order, and move them.
     found = contract(left, right, ((2,), (3,)), ((0, 1), (0, 2)))
     return jnp.moveaxis(found, 3, 1)
