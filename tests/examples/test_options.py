@@ -9,11 +9,8 @@ from tests.examples.running import example
 
 NAMES = sorted(x.stem for x in Path(__file__).parents[2].glob("examples/[!_]*.py"))
 STEPS = {"mnist_iwrm": "--epochs", "vector_reward_rl": "--updates"}
-LONG = {
-    "data_parallel",
-    "mnist_iwrm",
-    "trajectories",
-}  # They do more than show one use.
+# They do more than show one use.
+LONG = {"data_parallel", "mnist_iwrm", "trajectories"}
 
 
 def program(name):

@@ -1,7 +1,8 @@
 """Every row of the parity report is within its bound.
 
 These are the functions of `python -m interop`. Rows that its `--quick` leaves out are
-marked slow, and so are the longer programs in float32: a fault shows in float64 first.
+marked slow, and so are the longer programs in float32. The quick rows check their parts
+in float32: the weights, updates, methods and balancers.
 """
 
 import pytest

@@ -159,7 +159,7 @@ def gradients(factors: Factors) -> Float[Array, "m k b i o"]:
         places = jnp.where(left < 0, factors.num_inputs, left)
         return jax.vmap(scatter)(right.astype(accumulation_dtype(right)), places)
     if right.shape[1] == 1:
-        # With all examples and blocks in front, XLA leaves the factors as they are.
+        # With examples and blocks in front, XLA multiplies the factors as they are.
         batch = (0, 1)
         return contract(left, right[:, 0], ((2,), (2,)), (batch, batch))[:, None]
     # An einsum would have its outputs in another order, and move them.

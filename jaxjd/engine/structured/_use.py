@@ -121,16 +121,16 @@ def weighted_gradient(
         (result,) = _jaxpr.evaluate(action.jaxpr, action.jaxpr.eqns[0], operands)
         return result
 
-    # The examples are mapped first, since their axis is the last.
-    axes = [False, *reversed(action.sliced)]
-    depth = len(action.sliced)
+    levels = list(reversed(action.sliced))
+    depth = len(levels)
     if cotangent.shape[depth] == 1:
-        # For an axis of one entry XLA would transpose the operands of a product.
+        # Behind an axis of one example, XLA would transpose what it multiplies.
         recorded, cotangent = jax.tree.map(
             lambda x: jax.lax.squeeze(x, (depth,)), (list(recorded), cotangent)
         )
-        axes.pop(0)
-    for sliced in axes:
+    else:  # The examples are mapped first, since their axis is the last.
+        levels.insert(0, False)
+    for sliced in levels:
         apply = jax.vmap(apply, (0 if sliced else None, *[0] * len(recorded)))
     aval = action.jaxpr.eqns[0].invars[action.operand].aval
     zeros = varying(zeros_like(aval, action.lengths), cotangent)
