@@ -28,9 +28,9 @@ _LARGEST_SHIFT, _MAX_PROXIMAL_STEPS = 0.1, 50
 class _Rows(NamedTuple):
     """The state of k problems of size m, which share C and move in lockstep."""
 
-    x: Float[Array, "k m"]
-    y: Float[Array, "k m"]  # C (b + x) + shift (x - anchor)
-    probe: Float[Array, "k m"]  # The direction to descend in, or b + x to evaluate y.
+    z: Float[Array, "k m"]  # b + x
+    y: Float[Array, "k m"]  # C z + shift (z - anchor)
+    probe: Float[Array, "k m"]  # The direction to descend in, or z to evaluate y.
     anchor: Float[Array, "k m"]
     face: Bool[Array, "k m"]  # Where x is free and y is driven to 0.
     shift: Float[Array, " k"]
@@ -115,36 +115,36 @@ def face_cg(
     # Then x stays 0 at this entry: `zᵀ C z >= 0` forces y to be nonnegative there.
     free = (b <= 0) | (jnp.sum(b != 0, axis=-1, keepdims=True) > 1)
 
-    def split(face, x, y):
+    def split(face, z, y):
         """The gradient on the face, and the entries of the wrong sign."""
-        violation = jnp.minimum(0, jnp.where(face, x, y))
+        violation = jnp.minimum(0, jnp.where(face, z - b, y))
         return jnp.where(face, y, 0), jnp.where(free, violation, 0)
 
-    def start(x):
-        y = matmul(b + x, C)
-        face = free & ((x > 0) | (y < 0))
-        gradient, violation = split(face, x, y)
+    def start(z):
+        y = matmul(z, C)
+        face = free & ((z > b) | (y < 0))
+        gradient, violation = split(face, z, y)
         residual = _square(gradient)
         total = residual + _square(violation)
         stop = (total <= tolerance2) | ~jnp.isfinite(total)
-        zeros = jnp.zeros(x.shape[0], jnp.int32)
+        zeros = jnp.zeros(z.shape[0], jnp.int32)
         return _Rows(
-            x=x,
+            z=z,
             y=y,
             probe=jnp.where(stop[:, None], 0, -gradient),
-            anchor=x,
+            anchor=z,
             face=face,
-            shift=jnp.full(x.shape[0], ridge, dtype),
+            shift=jnp.full(z.shape[0], ridge, dtype),
             mode=jnp.where(stop, _DONE, _DESCEND).astype(jnp.int32),
             residual=residual,
-            verified=jnp.full(x.shape[0], jnp.inf, dtype),
+            verified=jnp.full(z.shape[0], jnp.inf, dtype),
             pivots=zeros,
             stalls=zeros,
             proximal_steps=zeros,
             iterations=jnp.zeros((), jnp.int32),
         )
 
-    def is_settled(s: _Rows, x, y, goal):
+    def is_settled(s: _Rows, size, goal):
         """Whether the solution of a shifted problem also solves the problem itself.
 
         The gradients of the two differ by `shift * moved`. Another proximal step is not
@@ -153,9 +153,10 @@ def face_cg(
         ridge, and its effect, of second order, is lost beside the squared norm of the
         update.
         """
-        z, moved = b + x, x - s.anchor
-        moved2, size = _square(moved), _square(z)
-        update = jnp.sum(z * (y - s.shift[:, None] * moved), axis=-1)
+        moved = s.z - s.anchor
+        moved2 = _square(moved)
+        update = jnp.sum(s.z * s.y, axis=-1)
+        update -= s.shift * jnp.sum(s.z * moved, axis=-1)
         change2 = s.shift**2 * moved2
         standing, again = s.shift <= ridge, s.proximal_steps > 0
         return (
@@ -166,7 +167,7 @@ def face_cg(
             | (s.proximal_steps >= _MAX_PROXIMAL_STEPS)
         )
 
-    def exchange(s: _Rows, violation, pivot, move) -> _Rows:
+    def exchange(s: _Rows, violation, worst, pivot, move) -> _Rows:
         """Exchange the wrong signs of rows that pivot, and move anchors to solutions.
 
         A row that stalls before its first proximal step moves the anchor to where it
@@ -174,21 +175,21 @@ def face_cg(
         from one anchor to the next.
         """
         share = jnp.where(s.pivots < _EAGER_PIVOTS, 0, _CAREFUL_SHARE).astype(dtype)
-        threshold = jnp.where(pivot, share * jnp.min(violation, axis=-1), -jnp.inf)
+        threshold = jnp.where(pivot, share * worst, -jnp.inf)
         flip = (violation < 0) & (violation <= threshold[:, None])
         stall = pivot & (s.pivots >= _MAX_PIVOTS)
         back = stall & (s.proximal_steps > 0)
         here = (move | stall) & ~back
-        x = jnp.where(flip | here[:, None], jnp.maximum(s.x, 0), s.x)
-        x = jnp.where(back[:, None], s.anchor, x)
-        face = jnp.where(back[:, None], s.anchor > 0, s.face ^ flip)
-        anchor = jnp.where(here[:, None], x, s.anchor)
+        z = jnp.where(flip | here[:, None], jnp.maximum(s.z, b), s.z)
+        z = jnp.where(back[:, None], s.anchor, z)
+        face = jnp.where(back[:, None], z > b, s.face ^ flip)
+        anchor = jnp.where(here[:, None], z, s.anchor)
         raised = jnp.clip(10 * s.shift, hard_shift, _LARGEST_SHIFT)
         lowered = jnp.where(s.shift > 5 * hard_shift, s.shift / 10, ridge)
         lowered = jnp.where(s.stalls < _MAX_LOWERED, lowered, s.shift)
         shift = jnp.where(stall, raised, jnp.where(move, lowered, s.shift))
         return s._replace(
-            x=x,
+            z=z,
             anchor=anchor,
             face=face,
             shift=shift,
@@ -204,34 +205,36 @@ def face_cg(
 
         # Finished rows have a probe of 0 and pass through unchanged.
         product = matmul(s.probe, C)
-        product += s.shift[:, None] * jnp.where(fresh, s.x - s.anchor, s.probe)
+        product += s.shift[:, None] * jnp.where(fresh, s.z - s.anchor, s.probe)
         curvature = jnp.sum(s.probe * product, axis=-1)
         usable = descending & (curvature > 0)
         length = jnp.where(usable, s.residual / jnp.where(usable, curvature, 1), 0)
-        x = s.x + length[:, None] * s.probe
+        z = s.z + length[:, None] * s.probe
         y = jnp.where(fresh, product, s.y + length[:, None] * product)
 
-        gradient, violation = split(s.face, x, y)
-        residual, violated = _square(gradient), _square(violation)
+        gradient, violation = split(s.face, z, y)
+        residual, violated, size = _square(gradient), _square(violation), _square(z)
         total = residual + violated
-        goal = tolerance2 * jnp.maximum(1, _square(b + x))
+        goal = tolerance2 * jnp.maximum(1, size)
         lenience = 1 << 2 * jnp.minimum(s.stalls, _MAX_LENIENCE)
         goal *= lenience.astype(dtype)
         small = total <= goal
         broken = ~jnp.isfinite(total)
         solved = (fresh[:, 0] & small) | (verifying & (total > s.verified / 2))
-        verified = jnp.where(verifying, total, s.verified)
+        s = s._replace(z=z, y=y, verified=jnp.where(verifying, total, s.verified))
+        careful = s.pivots >= _EAGER_PIVOTS
+        accuracy = jnp.where(careful, _CAREFUL_ACCURACY**2, _EAGER_ACCURACY**2)
+        pivot = descending & ~small & ~broken
+        pivot &= residual <= jnp.maximum(accuracy.astype(dtype) * violated, goal / 4)
 
-        settled = lax.cond(
-            jnp.any(solved), is_settled, lambda *_: solved, s, x, y, goal
+        # Few iterations need these.
+        settled, worst = lax.cond(
+            jnp.any((solved & (s.shift > 0)) | (pivot & careful)),
+            lambda: (is_settled(s, size, goal), jnp.min(violation, axis=-1)),
+            lambda: (solved, jnp.zeros_like(residual)),
         )
         done = (s.mode == _DONE) | broken | (solved & settled)
         move = solved & ~settled & ~done
-        accuracy = jnp.where(
-            s.pivots < _EAGER_PIVOTS, _EAGER_ACCURACY**2, _CAREFUL_ACCURACY**2
-        ).astype(dtype)
-        pivot = descending & ~small & ~broken
-        pivot &= residual <= jnp.maximum(accuracy * violated, goal / 4)
 
         mode = jnp.where(descending & small, _VERIFY, _DESCEND)
         mode = jnp.where(pivot | move, _EVALUATE, mode)
@@ -239,18 +242,9 @@ def face_cg(
         continued = descending & (s.residual > 0)
         ratio = jnp.where(continued, residual / jnp.where(continued, s.residual, 1), 0)
 
-        s = s._replace(x=x, y=y, verified=verified)
-        after = lax.cond(
-            jnp.any(pivot | move),
-            exchange,
-            lambda s, *_: s,
-            s,
-            violation,
-            pivot,
-            move,
-        )
+        after = exchange(s, violation, worst, pivot, move)
         probe = ratio[:, None] * s.probe - gradient
-        probe = jnp.where((mode == _DESCEND)[:, None], probe, b + after.x)
+        probe = jnp.where((mode == _DESCEND)[:, None], probe, after.z)
         probe = jnp.where((mode == _DONE)[:, None], 0, probe)
         return after._replace(
             probe=probe, mode=mode, residual=residual, iterations=s.iterations + 1
@@ -259,8 +253,8 @@ def face_cg(
     def unfinished(s: _Rows):
         return (s.iterations < max_iterations) & jnp.any(s.mode != _DONE)
 
-    end = lax.while_loop(unfinished, step, varying(start(x0), C, b))
-    return FaceCG(jnp.maximum(end.x, 0), end.mode == _DONE, end.iterations)
+    end = lax.while_loop(unfinished, step, varying(start(b + x0), C, b))
+    return FaceCG(jnp.maximum(end.z - b, 0), end.mode == _DONE, end.iterations)
 
 
 def _square(rows: Float[Array, "k m"]) -> Float[Array, " k"]:
