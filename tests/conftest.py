@@ -25,7 +25,7 @@ import jax
 import pytest
 
 # JAX's caches keep every traced program alive, and the collector visits all of them.
-gc.set_threshold(2000, 20, 50)
+gc.set_threshold(10_000, 50, 100)
 
 
 @pytest.fixture

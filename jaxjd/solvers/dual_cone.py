@@ -101,8 +101,9 @@ def project_dual_cone(
       solution of a similar problem. It does not change the solution.
     - `method`: `"face_cg"`, or `"apg"`: accelerated projected gradient, the plain
       method, slower and less accurate.
-    - `max_iterations`: by default 8,000 (`"apg"`: 20,000). 40 are usual. The most seen
-      were 3,665, on random Gramians of rank m / 2.
+    - `max_iterations`: by default 8,000 (`"apg"`: 20,000), for each search: near a
+      Pareto-stationary point there are up to five. 40 in all are usual. The most seen
+      were 11,665, on random Gramians of rank m / 2.
 
     **Returns:** v, shaped like `u`, in the precision of the solver, and its
     [`jaxjd.solvers.Certificate`][]. NaN or infinity in G gives NaN; in a row of u, NaN
