@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from jaxjd._sharding import abstract, mesh_of, spread_like, varying
-from jaxjd.engine import _jaxpr, _repeats
+from jaxjd.engine import _jaxpr, _repeats, _vectorised
 
 # They work entry by entry, so they apply to each part of a concatenation by itself.
 ELEMENTWISE = {
@@ -351,7 +351,12 @@ def _rows_of_piece(
 ) -> list[Float[Array, "k ..."] | None]:
     jaxpr, value = linear.jaxpr, linear.values[n]
     arguments, variable = jaxpr.invars, jaxpr.outvars[n]
-    _, used = _jaxpr.needed(jaxpr, [variable])
+    needed, used = _jaxpr.needed(jaxpr, [variable])
+    # On a mesh, slices of an axis that is spread over devices would have to move.
+    if value.size > 1 and jax.typeof(value).sharding.mesh.empty:
+        slices = _vectorised.find(needed)
+        if slices is not None:
+            return _vectorised.rows(needed, linear.consts, slices, of_each)
     reached = [i for i, v in enumerate(arguments) if v in used]
     found: list[Any] = [None] * len(arguments)
     if reached:
@@ -385,8 +390,7 @@ def _rows_of_piece(
 
 
 def of_each(
-    pullback: Callable[[Float[Array, " k"]], list[Array]],
-    cotangents: Float[Array, "r k"],
+    pullback: Callable[[Any], list[Array]], cotangents: Any
 ) -> list[Float[Array, "r ..."]]:
     """`jax.vmap(pullback)(cotangents)`, on a CPU one after another if that is faster.
 
@@ -394,8 +398,12 @@ def of_each(
     written where it belongs. Together, rows come out of a product with their axis in
     the middle, and XLA moves all of them. A GPU would have too little to do at a time.
     """
-    closed = jax.make_jaxpr(pullback)(cotangents[0])
-    one = jaxpr_as_fun(closed)
+    first = jax.tree.map(lambda x: x[0], cotangents)
+    closed = jax.make_jaxpr(pullback)(first)
+
+    def one(cotangents: Any) -> list[Array]:
+        return jaxpr_as_fun(closed)(*jax.tree.leaves(cotangents))
+
     together = jax.vmap(one)
     slow = BETTER_TOGETHER & _jaxpr.primitives(closed.jaxpr)
     if slow or mesh_of(cotangents) is not None:
