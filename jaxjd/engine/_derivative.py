@@ -27,6 +27,10 @@ from jaxjd.engine._perturb import perturbed
 
 Pullback = Callable[[Sequence[Array]], list[Array]]
 
+# The field of an operator that pytrees leave out. Later versions of JAX take a sequence
+# of names, JAX 0.7 a sequence of sequences of names, for which it takes a string, too.
+DROPPED: Any = ("derivative", ("derivative",))
+
 
 class Derivative(NamedTuple):
     """A function of all losses, linearised at some inputs.

@@ -20,7 +20,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxjd.engine import _jaxpr
-from jaxjd.engine._derivative import Derivative, linearised, named_values
+from jaxjd.engine._derivative import DROPPED, Derivative, linearised, named_values
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine.dense import Dense, in_memory
 
@@ -29,7 +29,7 @@ from jaxjd.engine.dense import Dense, in_memory
     jax.tree_util.register_dataclass,
     data_fields=["inputs"],
     meta_fields=["function", "argnums"],
-    drop_fields=["derivative"],
+    drop_fields=DROPPED,
 )
 @dataclasses.dataclass(frozen=True)
 class Named:

@@ -28,7 +28,7 @@ from jaxjd._sharding import (
     zeros_like,
 )
 from jaxjd.engine._convolutions import check_chunks
-from jaxjd.engine._derivative import Derivative
+from jaxjd.engine._derivative import DROPPED, Derivative
 from jaxjd.engine._function import LossFunction
 from jaxjd.engine._operator import Blocks, Operator
 from jaxjd.engine.dense import Dense, dense, in_memory, pullback_at, taken_along
@@ -38,7 +38,7 @@ from jaxjd.engine.dense import Dense, dense, in_memory, pullback_at, taken_along
     jax.tree_util.register_dataclass,
     data_fields=["inputs"],
     meta_fields=["function", "argnums", "chunk_size"],
-    drop_fields=["derivative"],
+    drop_fields=DROPPED,
 )
 @dataclasses.dataclass(frozen=True)
 class Chunked(Operator):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxjd.engine._derivative import DROPPED
 from jaxjd.engine._operator import Blocks
 from jaxjd.engine.chunked import Chunked
 from jaxjd.engine.structured._backward import both_passes
@@ -24,7 +25,7 @@ from jaxjd.engine.structured._plan import Plan
     jax.tree_util.register_dataclass,
     data_fields=["inputs"],
     meta_fields=["function", "argnums", "chunk_size", "plan"],
-    drop_fields=["derivative"],
+    drop_fields=DROPPED,
 )
 @dataclasses.dataclass(frozen=True)
 class StructuredChunks(StructuredOperator, Chunked):
