@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 PYTHON_OLDEST ?= $(PYTHON)
 PYTHON_NEWEST ?= python3.13
 # The lower bounds of pyproject.toml, and whatever is the latest release.
-OLDEST ?= jax==0.7.0 jaxlib==0.7.0 optax==0.2.7
+OLDEST ?= jax==0.8.0 jaxlib==0.8.0 optax==0.2.7
 NEWEST ?= jax jaxlib optax
 VENV := .venv
 BIN := $(VENV)/bin

@@ -4,7 +4,6 @@ import contextlib
 from typing import Literal
 
 import jax
-import jax.experimental
 import torch
 
 Precision = Literal["float32", "float64"]
@@ -14,9 +13,7 @@ def jax_precision(
     precision: Precision,
 ) -> contextlib.AbstractContextManager[None]:
     """A context in which JAX computes in this precision."""
-    # JAX 0.7 has `enable_x64` in jax.experimental only, newer releases in jax.
-    where = jax if hasattr(jax, "enable_x64") else jax.experimental
-    return where.enable_x64(precision == "float64")  # pyright: ignore
+    return jax.enable_x64(precision == "float64")
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:

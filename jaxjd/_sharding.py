@@ -202,14 +202,12 @@ def in_mesh_of(*operands: Any) -> contextlib.AbstractContextManager:
     """The context for operations on values from where Explicit axes were Auto.
 
     They come from a function under `jax.sharding.auto_axes`, as a lookup with
-    `out_sharding` is. With the Explicit mesh as context, JAX refuses them (0.7.0 does
-    not, and has no such context).
+    `out_sharding` is. With the Explicit mesh as context, JAX refuses them.
     """
     mesh, context = mesh_of(operands), jax.sharding.get_abstract_mesh()
-    enter = getattr(jax.sharding, "use_abstract_mesh", None)
-    if mesh is None or AxisType.Explicit not in context.axis_types or enter is None:
+    if mesh in (None, context) or AxisType.Explicit not in context.axis_types:
         return contextlib.nullcontext()
-    return contextlib.nullcontext() if mesh == context else enter(mesh)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def spec_of(aval: Any) -> PartitionSpec:

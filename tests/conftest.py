@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 
-from tests.xla import FLAGS, enable_x64
+from tests.xla import FLAGS
 
 # Set before jax is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,7 +32,7 @@ gc.set_threshold(10_000, 50, 100)
 def x64():
     """Compute in float64, and raise on silent casts and silent broadcasts."""
     with (
-        enable_x64(),
+        jax.enable_x64(True),
         jax.numpy_dtype_promotion("strict"),
         jax.numpy_rank_promotion("raise"),
     ):

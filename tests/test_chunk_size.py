@@ -132,7 +132,10 @@ def test_the_update_is_the_same_and_is_explained():
         return [jac(*args).gramian() for jac in both]
 
     found, expected = gramians(*few)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+    # Of nearly orthogonal gradients, rounding is relative to the norms.
+    norms = jnp.sqrt(jnp.diag(expected))
+    cosines = [G / norms[:, None] / norms for G in (found, expected)]
+    np.testing.assert_allclose(*cosines, atol=1e-6)
     explanation = jaxjd.explain(fun, **options)(*few)
     assert 2 <= explanation.chunk_size < 12
     size, megabytes = explanation.chunk_size, explanation.estimate / 1e6

@@ -18,9 +18,6 @@ QUICK = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 VERSION = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
-if VERSION <= (0, 7):
-    # At level 0 this release miscompiles the projection of UPGrad in float64.
-    QUICK["xla_backend_optimization_level"] = 1
 if VERSION <= (0, 10):
     # The older emitters take half the time. Later releases only have the newer ones,
     # and XLA aborts the process if it does not know a flag.
@@ -33,11 +30,3 @@ FLAGS = " ".join(
         *(f"--{name}={str(value).lower()}" for name, value in QUICK.items()),
     ]
 )
-
-
-def enable_x64(enable: bool = True):
-    """`jax.enable_x64`, which is in `jax.experimental` before JAX 0.8."""
-    import jax.experimental
-
-    where = jax if hasattr(jax, "enable_x64") else jax.experimental
-    return where.enable_x64(enable)

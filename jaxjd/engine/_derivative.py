@@ -27,8 +27,8 @@ from jaxjd.engine._perturb import perturbed
 
 Pullback = Callable[[Sequence[Array]], list[Array]]
 
-# The field of an operator that pytrees leave out. Later versions of JAX take a sequence
-# of names, JAX 0.7 a sequence of sequences of names, for which it takes a string, too.
+# The field of an operator that pytrees leave out. JAX takes a sequence of names; some
+# versions, as 0.8, take one of sequences of names, and take a name for its letters.
 DROPPED: Any = ("derivative", ("derivative",))
 
 

@@ -17,7 +17,6 @@ from benchmarks.quality._methods import FEW, LEFT_OUT, METHODS, of_problem
 from benchmarks.quality._problem import Measure, Problem
 from benchmarks.quality._training import STAGES, runs
 from tests.weighting.registry import AGGREGATORS
-from tests.xla import enable_x64
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -52,7 +51,7 @@ def test_burgers_by_cole_and_hopf_is_that_of_finite_differences():
 
 
 def test_the_residuals_of_the_solutions_are_zero():
-    with enable_x64():
+    with jax.enable_x64(True):
         x, y = jax.random.uniform(jax.random.key(0), (2, 50), float, -1, 1)
         # Of the order of the source, 170, times rounding.
         assert abs(helmholtz.residual(helmholtz.solution, x, y)).max() < 1e-11

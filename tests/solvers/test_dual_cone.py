@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from jaxjd.solvers import project_dual_cone
 from tests.solvers import problems
-from tests.xla import enable_x64
 
 TORCHJD = {"norm_eps": 1e-4, "reg_eps": 1e-4}
 EPS = np.finfo(np.float32).eps
@@ -105,7 +104,7 @@ def test_small_integer_jacobians_meet_the_kkt_conditions(J, u):
     # Integers make zero rows, duplicates, opposites, rank 0 to 3 and stationary points.
     G, rows = padded(J), np.zeros((ROWS, M))
     rows[:2, :5] = u
-    with enable_x64():
+    with jax.enable_x64(True):
         result = project_dual_cone(rows, G)
     v = np.asarray(result.solution)
     longest = max(np.abs(v).max(), 1)

@@ -228,8 +228,8 @@ class TestBeforeAndAround:
     )
     def test_wrappers(self, wrap, jit):
         tx = wrap(optax.chain(jaxjd.upgrad(), optax.sgd(0.1)))
-        # Before JAX 0.8 `jax.tree.map` does not compare the kinds of two trees first.
-        of_tree_map = "|Expected dict, got Jacobian" if VERSION < (0, 8) else ""
+        # In JAX 0.8.0 `jax.tree.map` does not compare the kinds of two trees first.
+        of_tree_map = "|Expected dict, got Jacobian" if VERSION < (0, 9) else ""
         message = self.ADVICE + of_tree_map
         with pytest.raises((TypeError, ValueError), match=message):
             run(tx, given(JACOBIAN), jit=jit)

@@ -8,14 +8,13 @@ from jax.tree_util import keystr
 
 from jaxjd import engine
 from jaxjd.engine.structured import plan, structured
-from tests.xla import enable_x64
 
 NUM_EXAMPLES = 3
 
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64():
+    with jax.enable_x64(True):
         yield
 
 
