@@ -91,6 +91,12 @@ def step(name, J, mask=None):
     return Outcome(weights @ J.astype(float), weights, state)
 
 
+@functools.cache
+def averaged(name: str) -> Any:
+    (inner,) = AGGREGATORS[name].arguments(M)
+    return jax.jit(inner)
+
+
 class Case(NamedTuple):
     """The inputs and results that a word describes."""
 
@@ -253,8 +259,7 @@ def fixed(case):
 
 def as_the_other(case):
     """The weights are those of the averaged weighting, UPGrad in the registry."""
-    (inner,) = registry.AGGREGATORS[case.name].arguments(M)
-    expected = jax.jit(inner)(jnp.asarray(case.J @ case.J.T))
+    expected = averaged(case.name)(jnp.asarray(case.J @ case.J.T))
     assert_allclose(case.weights, expected, rtol=1e-5, atol=1e-6)
 
 
