@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jaxjd._sharding import zeros_like
 from jaxjd.engine import _jaxpr
 
-# They work entry by entry, and repeat an axis of length 1.
+# In a linear jaxpr these work entry by entry. They repeat an axis of length 1.
 ENTRYWISE = {
     "add",
     "add_any",
@@ -109,9 +109,11 @@ def _variables(eqn: Any) -> list[Any]:
 
 
 def _axes_of_operands(eqn: Any, axis: int) -> tuple[int | None, ...] | None:
-    """For an axis of the result, the axis of each operand, or None if it has none.
+    """The axis of each operand that an axis of the result goes along.
 
-    **Returns:** `None` if slices of the result are not known to depend on slices alone.
+    It is None for an operand without such an axis, of which each slice may need all.
+
+    **Returns:** `None` if nothing is known of this equation.
     """
     name, params = eqn.primitive.name, eqn.params
     shape = eqn.outvars[0].aval.shape
@@ -137,7 +139,7 @@ def _axes_of_operands(eqn: Any, axis: int) -> tuple[int | None, ...] | None:
     if name == "broadcast_in_dim":
         kept = params["broadcast_dimensions"]
         if axis not in kept:
-            return (None, *[None] * (len(shapes) - 1))
+            return (None,)
         place = kept.index(axis)
         return (place,) if shapes[0][place] == shape[axis] else None
     if name == "dot_general":
@@ -198,15 +200,18 @@ def rows(
         reached = [v for v in jaxpr.invars if v in used]
         trunk = jaxpr_as_fun(ClosedJaxpr(part.replace(invars=reached), list(consts)))
         pullback = jax.linear_transpose(trunk, *[v.aval for v in reached])
-        whole, in_slices = zip(
-            *[_operands(of, of_ends[id(of.eqn)], values) for of in slices.shared],
+        others, in_slices = zip(
+            *[
+                _operands(of, cotangent, values)
+                for of, cotangent in zip(slices.shared, of_ends, strict=True)
+            ],
             strict=True,
         )
 
         def of_one(parts: Any) -> list[Array]:
             total: dict[Any, Array] = {}
-            for of, others, some in zip(slices.shared, whole, parts, strict=True):
-                cotangent = _pulled_back(of, others, *some)
+            for of, same, some in zip(slices.shared, others, parts, strict=True):
+                cotangent = _pulled_back(of, same, *some)
                 total[of.variable] = total.get(of.variable, 0) + cotangent
             return list(pullback([total[v] for v in part.outvars]))
 
@@ -231,14 +236,15 @@ def _constants(jaxpr: Any, consts: Sequence[Array]) -> dict[Any, Array]:
 
 def _at_the_ends(
     jaxpr: Any, values: dict[Any, Array], slices: Slices
-) -> tuple[dict[Any, Array], dict[int, Array]]:
+) -> tuple[dict[Any, Array], list[Array]]:
     """Pull ones back through all slices at once.
 
-    **Returns:** what comes out at arguments with an axis of losses, and at the results
-    of the equations where the axis ends.
+    **Returns:** what comes out at arguments with an axis of losses, and for each shared
+    operand what comes out at the result of its equation.
     """
     arguments = [v for v in jaxpr.invars if v in slices.axes]
-    ends = {id(of.eqn): of.eqn.outvars[0].aval for of in slices.shared}
+    places = {id(eqn): n for n, eqn in enumerate(slices.eqns)}
+    ends = [places[id(of.eqn)] for of in slices.shared]
 
     def losses(own: list[Array], added: dict[int, Array]) -> Array:
         current = values | dict(zip(arguments, own, strict=True))
@@ -249,15 +255,16 @@ def _at_the_ends(
             # What the losses share is zero here.
             return current[v] if v in current else zeros_like(v.aval)
 
-        for eqn in slices.eqns:
+        for n, eqn in enumerate(slices.eqns):
             (result,) = _jaxpr.evaluate(jaxpr, eqn, [read(v) for v in eqn.invars])
-            current[eqn.outvars[0]] = result + added.get(id(eqn), 0)
+            current[eqn.outvars[0]] = result + added.get(n, 0)
         return current[jaxpr.outvars[0]]
 
-    zeros = jax.tree.map(zeros_like, ([v.aval for v in arguments], ends))
+    results = {n: slices.eqns[n].outvars[0].aval for n in ends}
+    zeros = jax.tree.map(zeros_like, ([v.aval for v in arguments], results))
     value, pullback = jax.vjp(losses, *zeros)
     own, of_ends = pullback(jnp.ones_like(value))
-    return dict(zip(arguments, own, strict=True)), of_ends
+    return dict(zip(arguments, own, strict=True)), [of_ends[n] for n in ends]
 
 
 def _operands(
@@ -265,14 +272,15 @@ def _operands(
 ) -> tuple[list[Any], list[Array]]:
     """What pulls a cotangent back to a shared operand: the same for all losses, or not.
 
-    **Returns:** the other operands, None for those with an axis of losses; and in front
-    of the latter the cotangent, all with this axis as the first.
+    **Returns:** the other operands, None where they have an axis of losses; then the
+    cotangent and those that have it, with this axis as the first.
     """
     others: list[Any] = []
     apart = [jnp.moveaxis(cotangent, shared.axis, 0)]
     for v, axis in zip(shared.eqn.invars, shared.others, strict=True):
         value = v.val if _jaxpr.is_literal(v) else values.get(v)
-        if value is None:  # It moves, too, and is not to.
+        if value is None:
+            # It depends on the arguments. As the equation is linear, no matter how.
             value = zeros_like(v.aval)
         if axis is not None:
             apart.append(jnp.moveaxis(value, axis, 0))

@@ -227,7 +227,7 @@ def face_cg(
         pivot = descending & ~small & ~broken
         pivot &= residual <= jnp.maximum(accuracy.astype(dtype) * violated, goal / 4)
 
-        # Few iterations need these.
+        # Only solved rows with a shift, and careful pivots, need these.
         settled, worst = lax.cond(
             jnp.any((solved & (s.shift > 0)) | (pivot & careful)),
             lambda: (is_settled(s, size, goal), jnp.min(violation, axis=-1)),

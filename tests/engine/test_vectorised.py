@@ -31,6 +31,7 @@ PARAMS = {
     "columns": rng.normal(size=(D, M)),
     "shared": rng.normal(size=C),
     "scale": rng.normal(size=1),
+    "squares": rng.normal(size=(D, D, D)),
 }
 
 
@@ -100,12 +101,37 @@ def in_a_loop(p):
     return jax.lax.map(lambda head: jnp.sum(jnp.tanh(h @ head)), p["heads"])
 
 
+def of_equal_axes(p):
+    """As many losses as the other axes have entries."""
+    h = features(p)[:D]
+
+    def loss(head, bias):
+        return jnp.sum(jnp.tanh(h @ head + bias[None] + p["squares"][0].T) ** 2)
+
+    biases = p["squares"][1] + p["squares"][1].T
+    return jax.vmap(loss)(p["squares"], biases)
+
+
+def two_groups(p):
+    """The same computation twice: its equations become calls of one function."""
+    h = features(p)
+
+    def losses(heads):
+        def loss(head):
+            logits = jnp.tanh(h @ head)
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1))
+
+        return jax.vmap(loss)(heads)
+
+    return [losses(p["heads"]), losses(p["squares"])]
+
+
 def parameters(p):
     return p["columns"][0]
 
 
 APART = [classifiers, outputs, of_other_axes, scaled, two_pieces, of_examples]
-OTHERS = [mixed, all_heads, in_a_loop, parameters]
+OTHERS = [of_equal_axes, two_groups, mixed, all_heads, in_a_loop, parameters]
 
 
 def flat(tree):
