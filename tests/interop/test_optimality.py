@@ -27,7 +27,7 @@ SOLVED = [
 
 @pytest.mark.parametrize(
     "precision",
-    # As for parity, a fault shows in float64 first.
+    # Both have the same code, and float64 shows a fault that rounding would hide.
     [pytest.param(p, marks=[pytest.mark.slow] * (p == "float32")) for p in PRECISIONS],
 )
 @pytest.mark.parametrize("case", optimality.cases())
